@@ -1,0 +1,357 @@
+"""The one loop: measure, score, select and cut, block by block, for every one-shot method.
+
+Three ways to feed a block, and what each costs:
+
+    block   the papers' way. Two passes: all sites of a block are measured on dense weights, cut, and the block is run
+            again, so that the next block sees what the cut model will see. Twice the forward work; any batch size.
+    layer   one pass. Each site is measured and cut just before it is used, so later sites see the cut ones too. One
+            forward pass; the samples go through as one batch, so a block's activations for all of them are in memory.
+    none    one pass. Every site is measured on the dense model. One forward pass; any batch size; shared weights work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.apply.undo import Undo
+from secateur.core import allocate
+from secateur.core.budget import Budget
+from secateur.core.method import OneShot, name_of, site_sparsity
+from secateur.core.plan import Kept, Plan
+from secateur.core.scores import finite
+from secateur.engine import workers
+from secateur.engine.blocks import Measure, Walk, Watch, check_output
+from secateur.engine.calibrate import Calibration
+from secateur.engine.events import Event, Listener, silent
+from secateur.errors import BadInput, Unsupported, nearest
+from secateur.signals.norms import InputNorms
+from secateur.sites.find import Block, WeightSite, check_dtype, find_blocks, pick, uncut_matrices
+
+Feed = Literal["block", "layer", "none"]
+FEEDS = ("block", "layer", "none")
+
+
+class Home:
+    """Where the blocks' weights live. This one: in the model, always. `engine.stream` brings them in one at a time."""
+
+    def block(self, block: Block) -> AbstractContextManager[None]:
+        """Within this context the block's weights are in memory; changes made there are kept."""
+        return nullcontext()
+
+    def finished(self, block: Block) -> bool:
+        """True if an earlier, interrupted run has already cut this block (its weights come back cut)."""
+        return False
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a job runs, whatever the method.
+
+    Args:
+        feed: block, layer or none (this file's table).
+        only, skip: globs of site names, e.g. ``("*.mlp.*",)``; empty `only` means all.
+        batch: samples a forward pass (feed `layer` takes all at once).
+        undo: remember what is overwritten, so that an exception or `Result.undo` brings it back.
+        listen: called with an `Event` after every block.
+    """
+
+    feed: Feed = "layer"
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    batch: int = 8
+    undo: bool = True
+    listen: Listener = silent
+
+    def __post_init__(self) -> None:
+        if self.feed not in FEEDS:
+            raise BadInput(f"{self.feed!r} is no way to feed a block", where="feed", fix=nearest(str(self.feed), FEEDS))
+        if self.batch < 1:
+            raise BadInput(f"{self.batch} samples a batch", where="batch", fix="use 1 or more")
+
+
+@dataclass
+class Job:
+    """One run of one method over one model."""
+
+    model: nn.Module
+    method: OneShot
+    blocks: list[Block]
+    calibration: Calibration | None
+    options: Options
+    undo: Undo
+    home: Home
+    plan: Plan
+    sparsity: dict[str, float] = field(default_factory=dict)
+    evidence: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def sites(self) -> list[WeightSite]:
+        return [site for block in self.blocks for site in block.sites]
+
+    def batches(self, size: int) -> list[dict[str, Tensor]]:
+        assert self.calibration is not None
+        share = self.calibration.shard(workers.rank(), workers.world())
+        device = next((p.device for p in self.model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+        return [{k: v.to(device) for k, v in batch.items()} for batch in share.batches(size)]
+
+    @property
+    def samples(self) -> int:
+        return len(self.calibration.samples) if self.calibration else 0
+
+    def tell(self, stage: str, done: int, detail: str = "") -> None:
+        self.options.listen(Event(stage, done, len(self.blocks), detail))
+
+    def measured(self, kind: type, stage: str) -> Iterator[tuple[Block, dict[str, Any]]]:
+        """One dense pass: every block with the signals of its sites; weights used by several blocks come at the end."""
+        shared = [site for site in self.sites if site.uses > 1]
+        across = Measure(kind, shared)
+        batches = self.batches(self.options.batch)
+        with Walk(self.model, self.blocks, batches) as walk:
+            for done, block in enumerate(self.blocks):
+                own = [site for site in block.sites if site.uses == 1]
+                within = Measure(kind, own)
+                names = {site.name for site in own}
+
+                def see(site: WeightSite, x: Tensor, names: set[str] = names, within: Measure = within) -> None:
+                    (within if site.name in names else across).see(site, x)
+
+                with self.home.block(block):
+                    with Watch([*own, *shared], see):
+                        outputs = [check_output(walk.forward(i), block) for i in range(len(batches))]
+                    yield block, within.finish(self.samples)
+                walk.advance(outputs)
+                self.tell(stage, done + 1, block.name)
+        if shared:
+            yield Block("shared", nn.Identity(), tuple(shared)), across.finish(self.samples)
+
+    def cut(self, site: WeightSite, signal: Any) -> None:
+        """Let the method decide one site, then write it."""
+        weight = finite(site.view(), site.name)
+        sparsity, notes = self.sparsity[site.name], self.plan.notes
+        if sparsity <= 0:
+            self.plan.sites[site.name] = Kept.of(torch.ones(site.site.shape, dtype=torch.bool))
+            return
+        bias = site.bias()
+        if self.method.needs is not None and (signal is None or signal.empty):
+            why = "saw no token" if signal is None or not signal.tokens else "saw only zeros"
+            notes.append(f"{site.name} {why} of the calibration data: cut by magnitude")
+            keep, new, new_bias, score = self.method.select(weight.abs().float(), sparsity), None, None, weight
+        else:
+            cut = self.method.cut(weight, signal, site.site, sparsity, bias)
+            keep, new, new_bias, score = cut.keep, cut.weight, cut.bias, cut.score
+            notes.extend(cut.notes)
+            if cut.error is not None:
+                self.plan.errors[site.name] = cut.error
+        values = weight.masked_fill(~keep, 0) if new is None else finite(new, site.name, "updated weights").to(weight.dtype)
+        if score is not None:
+            self.evidence.update(score.sum(1, dtype=torch.float64).cpu().numpy().tobytes())
+        self.undo.write(site.view(), values)
+        if new_bias is not None and bias is not None:
+            self.undo.write(bias, finite(new_bias, site.name, "updated biases").to(bias.dtype))
+        self.plan.sites[site.name] = Kept.of(keep)
+
+    # -- how the sparsity is split ------------------------------------------------------------------------------
+
+    def split(self) -> None:
+        """Fill `sparsity`, one a site; the rankings that need scores measure the dense model first."""
+        goal = self.goal()
+        sites = [site.site for site in self.sites]
+        if self.method.allocate in ("uniform", "er", "erk"):
+            self.sparsity = site_sparsity(self.method, sites, goal)
+        elif self.method.allocate == "owl":
+            self.sparsity = self._owl(goal)
+        else:
+            self.sparsity = self._global(goal)
+
+    def goal(self) -> float:
+        """The sparsity over all sites that meets the method's budget."""
+        amount = self.method.sparsity
+        if not isinstance(amount, Budget):
+            assert isinstance(amount, float)
+            return amount
+        sites = [site.site for site in self.sites]
+        units = sum(site.size for site in sites)
+        everything = {id(p): p for p in self.model.parameters()}.values()
+        rest = sum(p.numel() for p in everything) - units
+        width = next(p.element_size() for p in everything)
+        if amount.bytes is not None:  # the sparse format: kept values and one bit a unit
+            return amount.resolve(sites, fixed=rest * width + units / 8, unit_cost=width)
+        return amount.resolve(sites, fixed=2.0 * rest if amount.flops else rest, unit_cost=2.0 if amount.flops else 1.0)
+
+    def _global(self, goal: float) -> dict[str, float]:
+        signals: dict[str, Any] = {}
+        if self.method.needs is not None:
+            for _, found in self.measured(self.method.needs, "rank"):
+                signals.update(found)
+
+        def scores() -> Iterator[tuple[str, Tensor]]:
+            for block in self.blocks:
+                with self.home.block(block):
+                    for site in block.sites:
+                        weight = finite(site.view(), site.name)
+                        signal = signals.get(site.name)
+                        blind = self.method.needs is not None and signal.empty
+                        yield site.name, weight.abs() if blind else self.method.score(weight, signal, site.site)
+
+        return allocate.global_ranking([site.site for site in self.sites], scores, goal)
+
+    def _owl(self, goal: float) -> dict[str, float]:
+        if self.calibration is None:
+            raise BadInput("owl needs calibration data", where="allocate", fix="pass --calibration")
+        shares: list[float] = []
+        for block, signals in self.measured(InputNorms, "outliers"):
+            scores = [site.view().abs().float() * signals[site.name].norm for site in block.sites]
+            mean = sum(float(s.sum(dtype=torch.float64)) for s in scores) / max(1, sum(s.numel() for s in scores))
+            high = sum(int((s > self.method.owl_m * mean).sum()) for s in scores)
+            shares.append(high / max(1, sum(s.numel() for s in scores)))
+        split = allocate.owl(shares, goal, self.method.owl_lambda)
+        return {site.name: s for block, s in zip(self.blocks, split, strict=True) for site in block.sites}
+
+    # -- the three feeds ------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Cut every block."""
+        if self.method.needs is None:
+            for done, block in enumerate(self.blocks):
+                with self.home.block(block):
+                    for site in block.sites if not self.home.finished(block) else ():
+                        self.cut(site, None)
+                self.tell("cut", done + 1, block.name)
+        elif self.options.feed == "none":
+            for block, signals in self.measured(self.method.needs, "cut"):
+                for site in block.sites if not self.home.finished(block) else ():
+                    if site.name in signals:
+                        self.cut(site, signals[site.name])
+        else:
+            self._sequential()
+
+    def _sequential(self) -> None:
+        batches = self.batches(self.options.batch if self.options.feed == "block" else max(1, self.samples))
+        if self.options.feed == "layer" and len(batches) > 1:
+            raise BadInput("samples of different lengths cannot go through as one batch", where="feed layer", fix="use --feed block")
+        with Walk(self.model, self.blocks, batches) as walk:
+            for done, block in enumerate(self.blocks):
+                with self.home.block(block):
+                    if self.home.finished(block):
+                        outputs = [walk.forward(i) for i in range(len(batches))]
+                    elif self.options.feed == "block":
+                        outputs = self._block(walk, block, len(batches))
+                    else:
+                        outputs = self._layer(walk, block)
+                walk.advance(outputs)
+                self.tell("cut", done + 1, block.name)
+
+    def _block(self, walk: Walk, block: Block, batches: int) -> list[Any]:
+        measure = Measure(self.method.needs or InputNorms, block.sites)
+        with Watch(block.sites, measure.see):
+            for i in range(batches):
+                check_output(walk.forward(i), block)
+        signals = measure.finish(self.samples)
+        for site in block.sites:
+            self.cut(site, signals[site.name])
+        last = block is self.blocks[-1]
+        return [None] * batches if last else [check_output(walk.forward(i), block) for i in range(batches)]
+
+    def _layer(self, walk: Walk, block: Block) -> list[Any]:
+        measure = Measure(self.method.needs or InputNorms, block.sites)
+        done: set[str] = set()
+
+        def see(site: WeightSite, x: Tensor) -> None:
+            if site.name in done:
+                raise Unsupported("used more than once in one pass", where=site.name, fix="use --feed none")
+            done.add(site.name)
+            self.cut(site, measure.one(site, x, self.samples))
+
+        with Watch(block.sites, see):
+            output = check_output(walk.forward(0), block)
+        for site in block.sites:
+            if site.name not in done:
+                self.cut(site, None)
+        return [output]
+
+
+@dataclass
+class Result:
+    """A cut model: `plan` says what was cut, `undo.undo()` takes it back (when it was asked to be remembered)."""
+
+    model: nn.Module
+    plan: Plan
+    undo: Undo
+    seconds: float
+
+
+def prepare(
+    model: nn.Module, method: OneShot, calibration: Calibration | None, options: Options, home: Home | None = None
+) -> Job:
+    """Check everything that can be checked before any weight changes, and return the job."""
+    feed = options.feed
+    blocks = pick(find_blocks(model), options.only, options.skip)
+    sites = [site for block in blocks for site in block.sites]
+    for site in sites:
+        check_dtype(site)
+        assert not isinstance(method.pattern, str)
+        method.pattern.fits(site.site.shape, site.name)
+    if method.needs is not None and (calibration is None or not calibration.samples):
+        raise BadInput(f"{name_of(method)} needs calibration data", where="calibration", fix="pass --calibration TEXT")
+    walks = method.needs is not None and feed != "none"
+    shared = next((site for site in sites if site.uses > 1), None)
+    if walks and shared is not None:
+        raise Unsupported(f"the weight is shared by {shared.uses} modules", where=shared.name, fix="use --feed none")
+    if walks and feed == "layer" and workers.world() > 1 and any(site.index is not None for site in sites):
+        raise Unsupported("experts see different tokens on each worker", where="feed layer", fix="use --feed block")
+    plan = Plan(method=name_of(method), config=method.settings(), updates=method.updates)
+    plan.made = {"feed": feed if method.needs is not None else None, "calibration": calibration.source if calibration else None}
+    outside = uncut_matrices(model, blocks)
+    if outside:
+        shown = ", ".join(outside[:3]) + (f" and {len(outside) - 3} more" if len(outside) > 3 else "")
+        plan.notes.append(f"outside the blocks, left dense: {shown}")
+    return Job(model, method, blocks, calibration, options, Undo(options.undo), home or Home(), plan)
+
+
+def compress(
+    model: nn.Module, method: OneShot, calibration: Calibration | None = None, options: Options = Options()
+) -> Result:
+    """Cut a model in memory.
+
+    Args:
+        model: changed in place; any exception leaves every weight, hook and mode as it was (with `undo=True`).
+        method: a configured method, e.g. ``Wanda(sparsity=0.5)``.
+        calibration: what data-driven methods measure on.
+        options: feed, sites, batch size, undo, progress.
+
+    Raises:
+        BadInput, NoMatch, Infeasible, Unsupported: one line each; nothing has changed.
+    """
+    start = time.perf_counter()
+    job = prepare(model, method, calibration, options)
+    with job.undo, torch.no_grad():
+        job.split()
+        job.run()
+    return finish(job, start)
+
+
+def finish(job: Job, start: float) -> Result:
+    """Close the plan: sites in the model's order, the digest of the evidence."""
+    order = [site.name for site in job.sites]
+    job.plan.sites = {name: job.plan.sites[name] for name in order}
+    job.plan.score_digest = job.evidence.hexdigest()
+    return Result(job.model, job.plan, job.undo, time.perf_counter() - start)
+
+
+def plan(
+    model: nn.Module, method: OneShot, calibration: Calibration | None = None, options: Options = Options()
+) -> Plan:
+    """What `compress` would cut, with the model left as it was."""
+    result = compress(model, method, calibration, replace(options, undo=True))
+    result.undo.undo()
+    return result.plan
+
+

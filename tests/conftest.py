@@ -1,0 +1,19 @@
+"""Fixtures shared by all tests: the real data beside the checkout, and one thread so that timings and bytes repeat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data (WikiText-2, calibration tokens); skips where the checkout has no ../shared beside it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: the folder ../shared is not beside this checkout")
+    return folder
