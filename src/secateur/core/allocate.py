@@ -122,11 +122,14 @@ def by_price(scores: Mapping[str, Tensor], prices: Mapping[str, float], sparsity
     return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
 
-def owl(outliers: Sequence[float], sparsity: float, lam: float = 0.08) -> list[float]:
+def owl(
+    outliers: Sequence[float], sparsity: float, lam: float = 0.08, sizes: Sequence[int] | None = None
+) -> list[float]:
     """One sparsity a block from its share of outliers (scores above m times the block's mean score).
 
     density_b = 1 - sparsity + 2 lam z_b - mean(2 lam z), z the shares scaled to [0, 1] (Yin 2024, "OWL", and sheet dsa).
-    The mean over the blocks is exactly `sparsity`; a block is never cut by less than 0 or by more than 0.99.
+    The mean over the blocks, weighted by their `sizes`, is exactly `sparsity`; where a block would be cut by less than
+    0 or by more than 0.99, the whole band is narrowed.
     """
     check_sparsity(sparsity)
     shares = torch.tensor(outliers, dtype=torch.float64)
@@ -134,5 +137,8 @@ def owl(outliers: Sequence[float], sparsity: float, lam: float = 0.08) -> list[f
         raise BadInput("outlier shares must be finite, one a block", where="owl")
     spread = float(shares.max() - shares.min())
     z = (shares - shares.min()) / spread if spread > 0 else torch.zeros_like(shares)
-    band = 2 * lam * z
-    return [min(max(0.0, sparsity - float(b - band.mean())), 0.99) for b in band]
+    weights = torch.ones_like(z) if sizes is None else torch.tensor(sizes, dtype=torch.float64)
+    band = 2 * lam * (z - (z * weights).sum() / weights.sum())  # what each block keeps more than the mean
+    most, least = float(band.max()), float(band.min())
+    room = min(1.0, sparsity / most if most > 0 else 1.0, max(0.0, 0.99 - sparsity) / -least if least < 0 else 1.0)
+    return [max(0.0, sparsity - room * float(b)) for b in band]

@@ -33,10 +33,14 @@ class Budget:
             raise BadInput(f"{len(given)} amounts given ({', '.join(given) or 'none'})", where="budget", fix="give exactly one")
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
-        elif self.density is not None and not 0 < self.density <= 1:
+            return
+        amount = getattr(self, given[0])
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+            raise BadInput(f"{amount!r} is no number", where=given[0])
+        if self.density is not None and not 0 < self.density <= 1:
             raise BadInput(f"{self.density!r} is not a fraction in (0, 1]", where="density", fix="0.5 keeps half")
-        elif not getattr(self, given[0]) > 0:
-            raise BadInput(f"{getattr(self, given[0])!r} is not above 0", where=given[0])
+        if not amount > 0:
+            raise BadInput(f"{amount!r} is not above 0", where=given[0])
 
     def resolve(self, sites: Sequence[Site], fixed: float = 0.0, unit_cost: float = 1.0) -> float:
         """The sparsity over `sites` that meets this budget.

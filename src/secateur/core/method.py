@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -21,6 +22,9 @@ from secateur.core.units import Site, Unit
 from secateur.errors import BadInput, NoMatch, nearest
 
 ALLOCATIONS = ("uniform", "er", "erk", "global", "owl")
+# What the battery holds a method to unless its class says otherwise: masks of rising sparsity are nested; permuted
+# rows or columns of the weights permute the mask; scaled weights keep it.
+CLAIMS = ("nested", "rows", "columns", "scale")
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,19 @@ class OneShot(ABC):
     card: ClassVar[Card]
     needs: ClassVar[type | None] = None
     updates: ClassVar[bool] = False
+    claims: ClassVar[tuple[str, ...]] = CLAIMS
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         pattern = parse_pattern(self.pattern)
         object.__setattr__(self, "pattern", pattern)
         sparsity = parse_fraction(self.sparsity) if isinstance(self.sparsity, str) else self.sparsity
+        if isinstance(sparsity, dict):  # a budget that went through JSON
+            known = [f.name for f in dataclasses.fields(Budget)]
+            for key in sparsity:
+                if key not in known:
+                    raise BadInput(f"{key!r} is no amount", where="sparsity", fix=nearest(str(key), known))
+            sparsity = Budget(**sparsity)
         if isinstance(pattern, NM):
             if sparsity is None:
                 sparsity = pattern.sparsity
@@ -100,6 +112,16 @@ class OneShot(ABC):
             raise BadInput(f"{self.allocate!r} is no allocation", where="allocate", fix=nearest(self.allocate, ALLOCATIONS))
         if not self.owl_m > 0 or not 0 <= self.owl_lambda < 0.5:
             raise BadInput(f"m {self.owl_m}, lambda {self.owl_lambda}", where="owl", fix="m > 0 and 0 <= lambda < 0.5")
+
+    def _check_kinds(self) -> None:
+        """Refuse a setting of the wrong kind: `share="no"` would otherwise count as yes."""
+        kinds = {"bool": bool, "int": int, "float": (int, float), "str": str}
+        for f in dataclasses.fields(self):
+            value, kind = getattr(self, f.name), f.type if isinstance(f.type, str) else getattr(f.type, "__name__", "")
+            if kind in kinds and (not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool")):
+                raise BadInput(f"{value!r} is no {kind}", where=f.name)
+            if kind == "float" and not math.isfinite(value):
+                raise BadInput(f"{value!r} is no finite number", where=f.name)
 
     @abstractmethod
     def score(self, weight: Tensor, signal: Any, site: Site) -> Tensor:

@@ -188,6 +188,8 @@ class Blocks:
 def parse_pattern(text: str | Pattern) -> Pattern:
     """'row', 'column', 'layer', '2:4' (2 kept of 4) or '16x1' (tiles) to a pattern; a pattern passes through."""
     if not isinstance(text, str):
+        if not callable(getattr(text, "select", None)) or not callable(getattr(text, "fits", None)):
+            raise BadInput(f"{text!r} is no pattern", where="pattern", fix="use row, column, layer, 2:4 or 16x1")
         return text
     plain = {"row": PerRow(), "column": PerColumn(), "layer": PerLayer()}
     if text in plain:

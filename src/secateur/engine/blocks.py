@@ -9,13 +9,14 @@ is computed by the model, exactly as it does in use. What it costs is that glue 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core.scores import finite
 from secateur.engine import workers
@@ -107,8 +108,19 @@ class Walk:
             try:
                 self.model(**self.batches[batch])
             except _Reached as reached:
+                if self.index > 1 and batch == 0:
+                    self._check_chain(reached.call)
                 return reached.call
         raise Unsupported("the model's forward never reaches this block", where=block.name, fix="use feed none, or skip it")
+
+    def _check_chain(self, call: Call) -> None:
+        """Refuse blocks that read more than the last output: the older ones come back as NaN during the replay."""
+        for value in tree_leaves(call):
+            if isinstance(value, Tensor) and value.is_floating_point() and bool(torch.isnan(value).any()):
+                raise Unsupported(
+                    "reads what an earlier block returned, so the blocks are no chain",
+                    where=self.blocks[self.index].name, fix="pass the model in parts, or skip these blocks",
+                )
 
     def forward(self, batch: int) -> Any:
         """What block `index` returns for this batch, run for real."""
@@ -121,9 +133,12 @@ class Walk:
 
 
 @contextmanager
-def _stubs(blocks: Sequence[Block], index: int, carried: Any):
+def _stubs(blocks: Sequence[Block], index: int, carried: Any) -> Iterator[None]:
     def skip(*args: Any, **kwargs: Any) -> Any:
         return carried
+
+    def too_old(*args: Any, **kwargs: Any) -> Any:
+        return tree_map(_poison, carried)
 
     def stop(*args: Any, **kwargs: Any) -> Any:
         raise _Reached(args, kwargs)
@@ -136,7 +151,9 @@ def _stubs(blocks: Sequence[Block], index: int, carried: Any):
     before = [module.__dict__.get("forward") for module in modules]
     try:
         for place, module in enumerate(modules):
-            module.forward = skip if place < index else stop if place == index else too_early
+            module.forward = (
+                stop if place == index else skip if place == index - 1 else too_old if place < index else too_early
+            )
         yield
     finally:
         for module, old in zip(modules, before, strict=True):
@@ -146,13 +163,20 @@ def _stubs(blocks: Sequence[Block], index: int, carried: Any):
                 module.forward = old
 
 
+def _poison(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.new_full((), float("nan")).expand_as(value)
+    return value
+
+
 @contextmanager
-def _as_in_use(model: nn.Module):
+def _as_in_use(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no key-value cache, experts one by one (so that each one's tokens can be seen); then as before."""
     modes = [(module, module.training) for module in model.modules()]
-    configs = [c for c in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()]
+    configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
     caches = [(c, c.use_cache) for c in configs if isinstance(getattr(c, "use_cache", None), bool)]
-    experts = getattr(model, "get_experts_implementation", None)
+    owner: Any = model
+    experts = getattr(owner, "get_experts_implementation", None)
     chosen = experts() if callable(experts) else None
     has_experts = any(hasattr(module, "num_experts") for module in model.modules())
     try:
@@ -160,7 +184,7 @@ def _as_in_use(model: nn.Module):
         for config, _ in caches:
             config.use_cache = False
         if chosen is not None and has_experts:
-            model.set_experts_implementation("eager")
+            owner.set_experts_implementation("eager")
         yield
     finally:
         for module, training in modes:
@@ -168,7 +192,7 @@ def _as_in_use(model: nn.Module):
         for config, value in caches:
             config.use_cache = value
         if chosen is not None and has_experts:
-            model.set_experts_implementation(chosen)
+            owner.set_experts_implementation(chosen)
 
 
 class Measure:
@@ -220,8 +244,10 @@ class Measure:
 
 
 def check_output(output: Any, block: Block) -> Any:
-    """Refuse a block whose output holds NaN or Inf; returns the output."""
+    """Refuse a block whose output holds NaN or Inf, naming its first bad weight if it has one; returns the output."""
     first = output[0] if isinstance(output, (tuple, list)) else output
-    if isinstance(first, Tensor):
+    if isinstance(first, Tensor) and first.is_floating_point() and not bool(torch.isfinite(first).all()):
+        for name, parameter in block.module.named_parameters(prefix=block.name):
+            finite(parameter, name)
         finite(first, block.name or "model", "outputs")
     return output

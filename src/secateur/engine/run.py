@@ -31,6 +31,7 @@ from secateur.engine import workers
 from secateur.engine.blocks import Measure, Walk, Watch, check_output
 from secateur.engine.calibrate import Calibration
 from secateur.engine.events import Event, Listener, silent
+from secateur.engine.products import PRODUCTS, Products, choose, products
 from secateur.errors import BadInput, Unsupported, nearest
 from secateur.signals.norms import InputNorms
 from secateur.sites.find import Block, WeightSite, check_dtype, find_blocks, pick, uncut_matrices
@@ -46,6 +47,9 @@ class Home:
         """Within this context the block's weights are in memory; changes made there are kept."""
         return nullcontext()
 
+    def begin_cutting(self) -> None:
+        """The dense model has been measured as far as the split needs it; from now on blocks are cut."""
+
     def finished(self, block: Block) -> bool:
         """True if an earlier, interrupted run has already cut this block (its weights come back cut)."""
         return False
@@ -59,6 +63,8 @@ class Options:
         feed: block, layer or none (this file's table).
         only, skip: globs of site names, e.g. ``("*.mlp.*",)``; empty `only` means all.
         batch: samples a forward pass (feed `layer` takes all at once).
+        products: how the calibration passes multiply on a CPU: float32, bfloat16 (engine/products.py), or auto, which
+            is bfloat16 where the CPU does it in hardware. The weights written are not touched by it.
         undo: remember what is overwritten, so that an exception or `Result.undo` brings it back.
         listen: called with an `Event` after every block.
     """
@@ -67,6 +73,7 @@ class Options:
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     batch: int = 8
+    products: Products = "auto"
     undo: bool = True
     listen: Listener = silent
 
@@ -75,6 +82,9 @@ class Options:
             raise BadInput(f"{self.feed!r} is no way to feed a block", where="feed", fix=nearest(str(self.feed), FEEDS))
         if self.batch < 1:
             raise BadInput(f"{self.batch} samples a batch", where="batch", fix="use 1 or more")
+        if self.products not in PRODUCTS:
+            fix = nearest(str(self.products), PRODUCTS)
+            raise BadInput(f"{self.products!r} is no kind of product", where="products", fix=fix)
 
 
 @dataclass
@@ -90,7 +100,7 @@ class Job:
     home: Home
     plan: Plan
     sparsity: dict[str, float] = field(default_factory=dict)
-    evidence: Any = field(default_factory=hashlib.sha256)
+    evidence: dict[str, str] = field(default_factory=dict)
 
     @property
     def sites(self) -> list[WeightSite]:
@@ -141,18 +151,21 @@ class Job:
             return
         bias = site.bias()
         if self.method.needs is not None and (signal is None or signal.empty):
-            why = "saw no token" if signal is None or not signal.tokens else "saw only zeros"
-            notes.append(f"{site.name} {why} of the calibration data: cut by magnitude")
+            why = "saw only zeros" if signal is not None and signal.tokens else "saw no token, or was not seen in use"
+            notes.append(f"{site.name} {why}: cut by magnitude")
             keep, new, new_bias, score = self.method.select(weight.abs().float(), sparsity), None, None, weight
         else:
             cut = self.method.cut(weight, signal, site.site, sparsity, bias)
             keep, new, new_bias, score = cut.keep, cut.weight, cut.bias, cut.score
+            if keep.dtype != torch.bool or keep.shape != site.site.shape:
+                raise BadInput(f"the method returned a mask {keep.dtype} {tuple(keep.shape)}", where=site.name)
             notes.extend(cut.notes)
             if cut.error is not None:
                 self.plan.errors[site.name] = cut.error
         values = weight.masked_fill(~keep, 0) if new is None else finite(new, site.name, "updated weights").to(weight.dtype)
         if score is not None:
-            self.evidence.update(score.sum(1, dtype=torch.float64).cpu().numpy().tobytes())
+            rows = finite(score, site.name, "scores").sum(1, dtype=torch.float64)
+            self.evidence[site.name] = hashlib.sha256(rows.cpu().numpy().tobytes()).hexdigest()
         self.undo.write(site.view(), values)
         if new_bias is not None and bias is not None:
             self.undo.write(bias, finite(new_bias, site.name, "updated biases").to(bias.dtype))
@@ -198,7 +211,7 @@ class Job:
                     for site in block.sites:
                         weight = finite(site.view(), site.name)
                         signal = signals.get(site.name)
-                        blind = self.method.needs is not None and signal.empty
+                        blind = signal is not None and signal.empty
                         yield site.name, weight.abs() if blind else self.method.score(weight, signal, site.site)
 
         return allocate.global_ranking([site.site for site in self.sites], scores, goal)
@@ -206,16 +219,27 @@ class Job:
     def _owl(self, goal: float) -> dict[str, float]:
         if self.calibration is None:
             raise BadInput("owl needs calibration data", where="allocate", fix="pass --calibration")
+        signals: dict[str, Any] = {}
+        for _, found in self.measured(InputNorms, "outliers"):
+            signals.update(found)
         shares: list[float] = []
-        for block, signals in self.measured(InputNorms, "outliers"):
-            scores = [site.view().abs().float() * signals[site.name].norm for site in block.sites]
-            mean = sum(float(s.sum(dtype=torch.float64)) for s in scores) / max(1, sum(s.numel() for s in scores))
-            high = sum(int((s > self.method.owl_m * mean).sum()) for s in scores)
-            shares.append(high / max(1, sum(s.numel() for s in scores)))
-        split = allocate.owl(shares, goal, self.method.owl_lambda)
+        sizes = [sum(site.site.size for site in block.sites) for block in self.blocks]
+        for block, size in zip(self.blocks, sizes, strict=True):
+            with self.home.block(block):
+                scores = [site.view().abs().float() * signals[site.name].norm for site in block.sites]
+            mean = sum(float(score.sum(dtype=torch.float64)) for score in scores) / max(1, size)
+            shares.append(sum(int((s > self.method.owl_m * mean).sum()) for s in scores) / max(1, size))
+        split = allocate.owl(shares, goal, self.method.owl_lambda, sizes)
         return {site.name: s for block, s in zip(self.blocks, split, strict=True) for site in block.sites}
 
     # -- the three feeds ------------------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        """Split the sparsity, then cut every block."""
+        with torch.no_grad(), products(choose(self.options.products)):
+            self.split()
+            self.home.begin_cutting()
+            self.run()
 
     def run(self) -> None:
         """Cut every block."""
@@ -297,6 +321,8 @@ def prepare(
     sites = [site for block in blocks for site in block.sites]
     for site in sites:
         check_dtype(site)
+        if not site.view().is_meta:
+            finite(site.view(), site.name)
         assert not isinstance(method.pattern, str)
         method.pattern.fits(site.site.shape, site.name)
     if method.needs is not None and (calibration is None or not calibration.samples):
@@ -308,7 +334,9 @@ def prepare(
     if walks and feed == "layer" and workers.world() > 1 and any(site.index is not None for site in sites):
         raise Unsupported("experts see different tokens on each worker", where="feed layer", fix="use --feed block")
     plan = Plan(method=name_of(method), config=method.settings(), updates=method.updates)
-    plan.made = {"feed": feed if method.needs is not None else None, "calibration": calibration.source if calibration else None}
+    plan.made = {}
+    if method.needs is not None and calibration is not None:
+        plan.made = {"calibration": calibration.source, "feed": feed, "products": choose(options.products)}
     outside = uncut_matrices(model, blocks)
     if outside:
         shown = ", ".join(outside[:3]) + (f" and {len(outside) - 3} more" if len(outside) > 3 else "")
@@ -332,9 +360,8 @@ def compress(
     """
     start = time.perf_counter()
     job = prepare(model, method, calibration, options)
-    with job.undo, torch.no_grad():
-        job.split()
-        job.run()
+    with job.undo:
+        job.go()
     return finish(job, start)
 
 
@@ -342,7 +369,8 @@ def finish(job: Job, start: float) -> Result:
     """Close the plan: sites in the model's order, the digest of the evidence."""
     order = [site.name for site in job.sites]
     job.plan.sites = {name: job.plan.sites[name] for name in order}
-    job.plan.score_digest = job.evidence.hexdigest()
+    evidence = "".join(job.evidence.get(name, "") for name in order)
+    job.plan.score_digest = hashlib.sha256(evidence.encode()).hexdigest()
     return Result(job.model, job.plan, job.undo, time.perf_counter() - start)
 
 

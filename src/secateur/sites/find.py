@@ -70,22 +70,25 @@ def find_blocks(model: nn.Module) -> list[Block]:
         Unsupported: the model holds no weight matrix that can be cut.
     """
     best: tuple[int, list[tuple[str, nn.Module]]] = (0, [])
+    listed: dict[tuple[object, ...], int] = {}  # every site inside some list
     for name, module in model.named_modules():
-        children = list(module.named_children())
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(children) < 2:
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
             continue
-        if len({type(child) for _, child in children}) > 1:
+        listed |= {(id(s.owner), s.parameter, s.index): s.site.size for s in _sites_in(module, "", {})}
+        if not _repeats(module):
             continue
-        size = sum(s.site.size for child, m in children for s in _sites_in(m, f"{name}.{child}", {}))
+        children = [(f"{name}.{child}" if name else child, m) for child, m in module.named_children()]
+        size = sum(s.site.size for child, m in children for s in _sites_in(m, child, {}))
         if size > best[0]:  # an outer list comes first and wins a tie
-            best = (size, [(f"{name}.{child}", m) for child, m in children])
-    chosen = best[1] or [("", model)]
+            best = (size, children)
+    # A small list inside blocks that cannot be walked one by one (listed twice, say) is not the model's depth.
+    chosen = best[1] if 2 * best[0] >= sum(listed.values()) and best[1] else [("", model)]
     uses = _count_uses(model)
     blocks, seen = [], set()
     for name, module in chosen:
         sites = []
         for site in _sites_in(module, name, uses):
-            key = (id(getattr(site.owner, site.parameter)), site.index)
+            key = (_storage(getattr(site.owner, site.parameter)), site.index)
             if key not in seen:
                 seen.add(key)
                 sites.append(site)
@@ -102,15 +105,17 @@ def pick(blocks: Sequence[Block], only: Sequence[str] = (), skip: Sequence[str] 
         NoMatch: a glob matches no site, or nothing is left.
     """
     names = [s.name for block in blocks for s in block.sites]
+
+    def matches(name: str, glob: str) -> bool:  # a full name matches itself: an expert's index [3] is no glob there
+        return name == glob or fnmatch.fnmatchcase(name, glob)
+
     for glob in (*only, *skip):
-        if not fnmatch.filter(names, glob):
+        if not any(matches(name, glob) for name in names):
             tails = sorted({name.rsplit(".", 1)[-1] for name in names})
             raise NoMatch(f"{glob!r} matches no site", where="sites", fix=nearest(glob.strip("*."), [*tails, *names]))
 
     def wanted(name: str) -> bool:
-        return (not only or any(fnmatch.fnmatchcase(name, g) for g in only)) and not any(
-            fnmatch.fnmatchcase(name, g) for g in skip
-        )
+        return (not only or any(matches(name, g) for g in only)) and not any(matches(name, g) for g in skip)
 
     picked = [Block(b.name, b.module, tuple(s for s in b.sites if wanted(s.name))) for b in blocks]
     if not any(block.sites for block in picked):
@@ -124,27 +129,46 @@ def uncut_matrices(model: nn.Module, blocks: Sequence[Block]) -> list[str]:
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]
 
 
-def _count_uses(model: nn.Module) -> dict[int, int]:
-    uses: dict[int, int] = {}
+def _repeats(module: nn.Module) -> bool:
+    """Two or more different modules of one type (a list may mix types where each holds weights: hybrid models)."""
+    children = list(module.children())
+    listed = [child for child in module._modules.values() if child is not None]
+    if len(children) < 2 or len(listed) > len(children):  # a module listed twice runs out of the list's order
+        return False
+    if len({type(child) for child in children}) == 1:
+        return True
+    return isinstance(module, nn.ModuleList) and all(any(True for _ in _sites_in(child, "", {})) for child in children)
+
+
+def _storage(parameter: Tensor) -> tuple[int, ...]:
+    """The same for two parameters that share all their memory, be they one object or not."""
+    if parameter.device.type == "meta" or not parameter.numel():
+        return (id(parameter),)
+    return (parameter.data_ptr(), parameter.numel())
+
+
+def _count_uses(model: nn.Module) -> dict[tuple[int, ...], int]:
+    uses: dict[tuple[int, ...], int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
-        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+        key = _storage(parameter)
+        uses[key] = uses.get(key, 0) + 1
     return uses
 
 
-def _sites_in(module: nn.Module, prefix: str, uses: dict[int, int]) -> Iterator[WeightSite]:
+def _sites_in(module: nn.Module, prefix: str, uses: dict[tuple[int, ...], int]) -> Iterator[WeightSite]:
     for name, owner in module.named_modules(prefix=prefix):
         weight = getattr(owner, "weight", None)
         if isinstance(owner, nn.Linear) and isinstance(weight, Tensor):
             shape = (weight.shape[0], weight.shape[1])
-            yield WeightSite(Site(name, shape), owner, uses=uses.get(id(weight), 1))
+            yield WeightSite(Site(name, shape), owner, uses=uses.get(_storage(weight), 1))
         elif type(owner).__name__ == "Conv1D" and hasattr(owner, "nf") and isinstance(weight, Tensor):
             shape = (weight.shape[1], weight.shape[0])
-            yield WeightSite(Site(name, shape), owner, transposed=True, uses=uses.get(id(weight), 1))
+            yield WeightSite(Site(name, shape), owner, transposed=True, uses=uses.get(_storage(weight), 1))
         elif hasattr(owner, "num_experts"):
             yield from _experts(owner, name, uses)
 
 
-def _experts(owner: nn.Module, prefix: str, uses: dict[int, int]) -> Iterator[WeightSite]:
+def _experts(owner: nn.Module, prefix: str, uses: dict[tuple[int, ...], int]) -> Iterator[WeightSite]:
     """Fused [experts, out, in] parameters ([experts, in, out] where the module says `is_transposed`), one site an expert."""
     transposed = bool(getattr(owner, "is_transposed", False))
     for name, parameter in owner.named_parameters(recurse=False):
@@ -154,7 +178,7 @@ def _experts(owner: nn.Module, prefix: str, uses: dict[int, int]) -> Iterator[We
         shape = (b, a) if transposed else (a, b)
         for index in range(experts):
             site = Site(f"{prefix}.{name}[{index}]", shape)
-            yield WeightSite(site, owner, name, index, transposed, uses.get(id(parameter), 1))
+            yield WeightSite(site, owner, name, index, transposed, uses.get(_storage(parameter), 1))
 
 
 def check_dtype(site: WeightSite) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from secateur.core.method import Card, OneShot
 from secateur.core.units import Site, Unit
+from secateur.errors import BadInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,18 @@ class Random(OneShot):
 
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 1 << 31:
+            raise BadInput(f"{self.seed} is not in [0, 2^31)", where="seed")
+
     card = Card(
         paper="The Unreasonable Effectiveness of Random Pruning (2022)",
         unit=Unit.WEIGHT, when="after", criterion="none",
     )
+    claims = ("nested", "scale")  # drawn by position
 
     def score(self, weight: Tensor, signal: None, site: Site) -> Tensor:
-        stream = torch.Generator().manual_seed((self.seed << 32) ^ zlib.crc32(site.name.encode()))
+        # torch's CPU generator takes 32 bits of its seed, so seed and name must both reach them.
+        stream = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{site.name}".encode()))
         return torch.rand(weight.shape, generator=stream).to(weight.device)

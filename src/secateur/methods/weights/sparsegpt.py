@@ -46,6 +46,7 @@ class SparseGPT(OneShot):
     )
     needs = InputHessian
     updates = True
+    claims = ("rows", "scale")  # later columns are chosen on weights that earlier cuts have changed
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,7 +96,7 @@ def solve(
     loss = 0.0
     for a in range(0, width, blocksize):
         b = min(a + blocksize, width)
-        errors = torch.empty(b - a, out, device=columns.device)
+        errors = torch.empty_like(columns[a:b])
         if not isinstance(pattern, NM):
             scores[a:b] = (columns[a:b] / diagonal[a:b, None]).square()
             share = _share(pattern, out, a, b, sparsity)

@@ -5,7 +5,8 @@
 Shapes:  W [out, in]; X [tokens, in]; score [out, in].  Unit: weight.   Needs: input norms, one pass.
 Variant: `share` cuts, in each row, the lowest scores that together hold a share alpha of the row's total; one alpha a
          matrix, bisected until the matrix has the wanted sparsity (paper, appendix; sheet wanda, step 4).
-Departs: the variant cuts by position in the sorted row, so equal scores are not all cut together.
+Departs: the variant cuts by position in the sorted row, so equal scores are not all cut together; its bracket opens
+         to 1 for the sparsities that the reference's 0.8 cannot reach.
 Oracle:  equal input norms -> magnitude per row; scaling an input by c and its column by 1/c changes nothing.
 Paper:   A Simple and Effective Pruning Approach for Large Language Models (2023), eq. 1.
 """
@@ -57,8 +58,8 @@ def keep_by_share(score: Tensor, sparsity: float, tolerance: float = 1e-3) -> Te
 
     Args:
         score: [out, in], not negative.
-        sparsity: wanted over the whole matrix; alpha starts at 0.4 in [0, 0.8] and is bisected until the sparsity is
-            within `tolerance` or the bracket is smaller than that.
+        sparsity: wanted over the whole matrix; alpha starts at 0.4 in [0, 0.8] ([0, 1] where 0.8 is not enough) and
+            is bisected until the sparsity is within `tolerance`, or, among ties, until the bracket holds nothing more.
 
     Returns:
         bool [out, in], True = kept.
@@ -67,10 +68,12 @@ def keep_by_share(score: Tensor, sparsity: float, tolerance: float = 1e-3) -> Te
     upto = ordered.cumsum(1)
     total = upto[:, -1:]
     low, high, alpha = 0.0, 0.8, 0.4
+    if (upto <= high * total).float().mean().item() < sparsity:
+        high = 1.0
     while True:
         cut = upto <= alpha * total
         reached = cut.float().mean().item()
-        if abs(reached - sparsity) <= tolerance or high - low < tolerance:
+        if abs(reached - sparsity) <= tolerance or high - low < 1e-6:
             break
         low, high = (alpha, high) if reached < sparsity else (low, alpha)
         alpha = (low + high) / 2
