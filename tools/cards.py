@@ -1,0 +1,155 @@
+"""Write docs/cards/: one page for each registered method, and their table, from the registry and the docstrings.
+
+    python tools/cards.py            writes the pages
+    python tools/cards.py --check    writes nothing; status 1 where a page is not what would be written
+
+The pages are checked in, so that the docs can be read without building them; a test holds them to the registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import sys
+from pathlib import Path
+
+from secateur.core.method import OneShot, find, names
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "cards"
+MARK = "<!-- written by tools/cards.py from the method's file: change that, then run `make fix` -->"
+KINDS = {
+    "Pattern": "pattern",
+    "float": "number",
+    "int": "whole number",
+    "bool": "switch",
+}  # first match in the annotation
+
+
+def main(argv: list[str]) -> int:
+    pages = render_all()
+    stale = [
+        n
+        for n, text in pages.items()
+        if not (FOLDER / n).is_file() or (FOLDER / n).read_text("utf-8") != text
+    ]
+    strays = [p.name for p in FOLDER.glob("*.md") if p.name not in pages]
+    if "--check" in argv:
+        for name in stale + strays:
+            print(f"docs/cards/{name}: not what tools/cards.py writes; run `make fix`")
+        return 1 if stale or strays else 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in stale:
+        (FOLDER / name).write_text(pages[name], encoding="utf-8")
+    for name in strays:
+        (FOLDER / name).unlink()
+    print(f"cards: {len(pages)} pages, {len(stale)} written, {len(strays)} removed")
+    return 0
+
+
+def render_all() -> dict[str, str]:
+    """File name -> text of every page."""
+    return {"index.md": index(), **{f"{name}.md": card(name) for name in names()}}
+
+
+def index() -> str:
+    """The table of all methods."""
+    rows = []
+    for name in names():
+        cls = find(name)
+        title, _ = _module_docstring(cls)
+        rows.append(
+            f"| [`{name}`]({name}.md) | {_cell(title)} | {cls.card.unit} | {cls.card.when} | {_needs(cls)} |"
+        )
+    table = "\n".join(
+        ["| method | what it does | unit | when | needs |", "| --- | --- | --- | --- | --- |", *rows]
+    )
+    return f"{MARK}\n# Methods\n\n`secateur list` prints the same table, with filters.\n\n{table}\n"
+
+
+def card(name: str) -> str:
+    """The page of one method."""
+    cls = find(name)
+    title, body = _module_docstring(cls)
+    facts = [
+        ("unit", str(cls.card.unit)),
+        ("when", f"{cls.card.when} training"),
+        ("needs", _needs(cls)),
+        ("changes kept weights", "yes" if cls.updates else "no"),
+        ("criterion", f"`{cls.card.criterion}`"),
+        ("start, topology, purpose", f"{cls.card.start}, {cls.card.topology}, {cls.card.purpose}"),
+        ("paper", cls.card.paper),
+        ("file", f"`src/{cls.__module__.replace('.', '/')}.py`"),
+    ]
+    lines = [MARK, f"# {name}", "", title[0].upper() + title[1:], "", "| | |", "| --- | --- |"]
+    lines += [f"| {key} | {_cell(value)} |" for key, value in facts]
+    lines += ["", "## The formula", "", "```text", body, "```", "", "## Settings", ""]
+    lines += ["| flag | kind | default | meaning |", "| --- | --- | --- | --- |", *_settings(cls)]
+    lines += [
+        "",
+        "## Run it",
+        "",
+        "```bash",
+        f"secateur compress smollm2-135m {name} --sparsity 0.5 --out {name}-50",
+        "```",
+    ]
+    lines += ["", "```python", "import secateur", f"from {cls.__module__} import {cls.__name__}", ""]
+    lines += [
+        f'secateur.compress("smollm2-135m", {cls.__name__}(sparsity=0.5), out="{name}-50-python")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _module_docstring(cls: type[OneShot]) -> tuple[str, str]:
+    """What the method's file says at its top: the sentence after the name, and the rest."""
+    text = (importlib.import_module(cls.__module__).__doc__ or "").strip()
+    first, _, rest = text.partition("\n")
+    return first.partition(": ")[2].strip(), rest.strip("\n")
+
+
+def _needs(cls: type[OneShot]) -> str:
+    return "nothing" if cls.needs is None else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.needs.__name__).lower()
+
+
+def _settings(cls: type[OneShot]) -> list[str]:
+    """One row for each field, in order, its meaning from the `Args:` of the class or of its bases."""
+    meanings: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        meanings |= _arguments(base.__doc__ or "")
+    rows = []
+    for field in dataclasses.fields(cls):
+        default = "" if field.default in (None, dataclasses.MISSING) else f"`{field.default}`"
+        default = "off" if field.default is False else default
+        kind = next((kind for word, kind in KINDS.items() if word in str(field.type)), "text")
+        flag = "--" + field.name.replace("_", "-")
+        rows.append(f"| `{flag}` | {kind} | {default} | {_cell(meanings.get(field.name, ''))} |")
+    return rows
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """The `name: meaning` entries of a Google-style `Args:` section; `a, b: meaning` stands for both."""
+    section = re.search(r"^\s*Args:\n(.*?)(?=^\s*\w+:\n|\Z)", docstring, re.S | re.M)
+    out: dict[str, str] = {}
+    if section is None:
+        return out
+    body = section[1]
+    indent = min((len(line) - len(line.lstrip()) for line in body.splitlines() if line.strip()), default=0)
+    current: list[str] = []
+    for line in body.splitlines():
+        entry = re.match(rf" {{{indent}}}(\w+(?:, \w+)*): (.*)", line)
+        if entry:
+            current = entry[1].split(", ")
+            out |= dict.fromkeys(current, entry[2])
+        elif line.strip():
+            out |= {name: f"{out[name]} {line.strip()}" for name in current}
+    return out
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
