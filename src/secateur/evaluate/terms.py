@@ -25,7 +25,7 @@ class Terms:
 
     Args:
         calibration, samples, length, field: what methods measure on (engine/calibrate.py); None: the embedded text.
-        feed, only, skip, batch: how the model is walked (engine/run.py).
+        feed, only, skip, batch, products: how the model is walked (engine/run.py).
         text, eval_length, windows: what quality is measured on (evaluate/bench.py); eval_length is by default `length`.
         prompt: continued by every model; empty: none.
         speed: also measure tokens written a second.
@@ -40,6 +40,7 @@ class Terms:
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     batch: int = 8
+    products: str = "auto"
     text: Any = "embedded"
     eval_length: int | None = None
     windows: int | None = None
@@ -49,13 +50,8 @@ class Terms:
 
     def bench(self, loaded: Loaded) -> Bench:
         """The bench for this model."""
-        options = Options(
-            feed=self.feed,  # type: ignore[arg-type]
-            only=self.only,
-            skip=self.skip,
-            batch=self.batch,
-            listen=self.listen,
-        )
+        how = (self.feed, self.only, self.skip, self.batch, self.products)
+        options = Options(*how, listen=self.listen)  # type: ignore[arg-type]
         text = read_text(
             self.text,
             loaded.tokenizer,

@@ -1,0 +1,115 @@
+"""secateur compress MODEL METHOD: cut a model and write the smaller checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli import flags
+from secateur.cli.parser import Parser
+from secateur.cli.progress import progress
+from secateur.cli.table import as_json, say
+
+if TYPE_CHECKING:
+    from secateur.api import Result
+    from secateur.core.method import OneShot
+
+
+def arguments(parser: Parser, words: list[str]) -> argparse.Namespace:
+    def declare(parser: Parser, cls: type[OneShot] | None) -> None:
+        parser.add_argument("model", metavar="MODEL", help=flags.MODEL_HELP)
+        parser.add_argument("method", metavar="METHOD", help="see `secateur list`")
+        flags.amount_flags(parser)
+        if cls is not None:
+            flags.method_flags(parser, cls)
+        flags.calibration_flags(parser)
+        flags.walk_flags(parser)
+        flags.model_flags(parser)
+        flags.output_flags(parser)
+        group = parser.add_argument_group("streaming")
+        group.add_argument(
+            "--stream", action="store_true", help="folder to folder, one block in memory at a time"
+        )
+        group.add_argument(
+            "--resume", action="store_true", help="go on after a kill, in the same words (implies --stream)"
+        )
+
+    return flags.parse_with_method(parser, declare, words)
+
+
+def run(args: argparse.Namespace) -> int:
+    from secateur.api import compress
+    from secateur.core.method import find, make
+    from secateur.engine import workers
+
+    method = make(args.method, **flags.settings_of(args, find(args.method)))
+    out = Path(args.out) if args.out is not None else default_out(args.model, method)
+    streaming = args.stream or args.resume
+    with workers.group(args.device), progress(args.quiet or args.json) as listen:
+        result = compress(
+            flags.model_of(args, listen, named=streaming, out=out),
+            method,
+            args.calibration,
+            out=out,
+            listen=listen,
+            undo=False,  # the weights are on disk: nothing is gained by holding them twice
+            format=args.format,
+            max_shard=args.max_shard,
+            overwrite=args.overwrite,
+            stream=args.stream,
+            resume=args.resume,
+            **flags.walk_of(args),
+        )
+        first = workers.rank() == 0
+    if first:
+        tell(result, args)
+    return 0
+
+
+def tell(result: Result, args: argparse.Namespace) -> None:
+    """What was cut, in a few lines or as JSON."""
+    from secateur.evaluate.size import folder_bytes
+    from secateur.report.words import duration, size
+
+    plan, folder = result.plan, result.folder
+    held = folder_bytes(folder) if folder else 0
+    if args.json:
+        say(as_json(summary(result, held)))
+        return
+    units = sum(prod(kept.shape) for kept in plan.sites.values())
+    lines = [
+        f"{plan.method} cut {100 * plan.sparsity:.2f}% of {units:,} weights at {len(plan.sites)} sites"
+        f" in {duration(result.seconds)}",
+        *(f"note: {note}" for note in plan.notes),
+    ]
+    if folder:
+        lines.append(f"{folder}  {size(held)}")
+    say("\n".join(lines), args.quiet)
+
+
+def summary(result: Result, held: int) -> dict[str, Any]:
+    """The JSON of `--json`."""
+    plan = result.plan
+    return {
+        "method": plan.method,
+        "config": plan.config,
+        "sparsity": plan.sparsity,
+        "sites": len(plan.sites),
+        "digest": plan.digest(),
+        "score_digest": plan.score_digest,
+        "seconds": result.seconds,
+        "folder": str(result.folder) if result.folder else None,
+        "bytes": held,
+        "made": plan.made,
+        "notes": plan.notes,
+    }
+
+
+def default_out(model: str, method: OneShot, suffix: str = "") -> Path:
+    """./MODEL-METHOD-SPARSITY, as smollm2-135m-wanda-50 or smollm2-135m-sparsegpt-2-4."""
+    from secateur.evaluate.bench import label
+
+    words = label(method).replace("%", "").replace(":", "-").replace(" ", "-")
+    return Path(f"{Path(model).name.removesuffix('.gguf') or 'model'}-{words}{suffix}")

@@ -1,0 +1,95 @@
+"""secateur evaluate MODEL: quality, cost and, when asked for, speed of a model as it stands."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from secateur.cli import flags
+from secateur.cli.parser import Parser, whole, words
+from secateur.cli.progress import progress
+from secateur.cli.table import as_json, say
+from secateur.errors import BadInput
+
+
+def arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    parser.add_argument("model", metavar="MODEL", help=flags.MODEL_HELP)
+    flags.evaluation_flags(parser, length=True)
+    group = parser.add_argument_group("more measures")
+    group.add_argument(
+        "--choice", nargs="+", default=[], metavar="FILE", help="choice questions, JSONL (PIQA's too)"
+    )
+    group.add_argument("--limit", type=whole(), help="only the first N questions of each file")
+    group.add_argument(
+        "--harness", type=words, default=[], metavar="TASKS", help="lm-evaluation-harness: hellaswag,..."
+    )
+    group.add_argument("--include", metavar="FOLDER", help="a folder of the harness's task files")
+    group.add_argument("--speed", action="store_true", help="tokens read and written a second")
+    group.add_argument("--no-text", action="store_true", help="leave perplexity out")
+    flags.model_flags(parser)
+    parser.add_argument(
+        "--out", metavar="FILE.json", help="write results.json, which `secateur report` reads"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser.parse(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    from secateur.api import evaluate
+    from secateur.io.files import write_atomic
+
+    if args.out is not None:
+        flags.check_file(args.out, args.overwrite)
+    for path in args.choice:
+        flags.existing(path)
+    if args.no_text and (args.text or args.tokens):
+        raise BadInput("text was given, and none wanted", where="--no-text", fix="leave one of them out")
+    text = None if args.no_text else flags.text_of(args)
+    with progress(args.quiet or args.json) as listen:
+        row = evaluate(
+            flags.model_of(args, listen),
+            text,
+            length=args.length,
+            windows=args.windows,
+            field=args.field,
+            choice=args.choice,
+            limit=args.limit,
+            harness=args.harness,
+            include=args.include,
+            speed=args.speed,
+            listen=listen,
+        )
+    if args.out is not None:
+        from secateur.evaluate.results import new_results
+        from secateur.report.table import to_json
+
+        results = new_results(
+            [row],
+            title=f"{row['name']}, measured",
+            command=flags.command_of(args),
+            model=row["name"],
+            evaluation="; ".join(row["notes"]),
+        )
+        write_atomic(args.out, to_json(results))
+    say(as_json(row) if args.json else _shown(row), args.quiet and not args.json)
+    return 0
+
+
+def _shown(row: dict[str, Any]) -> str:
+    from secateur.report import words as how
+
+    lines = {
+        name: how.metric(name.split()[-1], value)
+        for name, value in row["metrics"].items()
+        if name != "tokens"
+    }
+    lines["sparsity"] = f"{how.percent(row['sparsity'])} of the weights that may be cut"
+    lines["model density"] = how.percent(row["model_density"])
+    lines["on disk"] = how.size(row["bytes"])
+    lines["FLOPs per token"] = how.quantity(row["flops"])
+    lines["peak memory"] = how.megabytes(row["peak_mb"])
+    if row["tokens_per_second"] is not None:
+        lines["tokens written a second"] = how.speed(row["tokens_per_second"])
+    width = max(map(len, lines)) + 2
+    return "\n".join([*(f"{name:<{width}}{value}" for name, value in lines.items()), *row["notes"]])
