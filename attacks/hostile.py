@@ -24,7 +24,8 @@ if __package__ in (None, ""):
 import torch
 
 from attacks.common import fill, llama_model, report
-from attacks.hostile_files import HOSTILE, MAY_LOAD
+from attacks.hostile_files import MAY_LOAD
+from attacks.hostile_heads import HOSTILE
 from secateur.errors import SecateurError
 from secateur.io.checkpoint import describe, load_checkpoint, save_checkpoint, verify
 from secateur.io.convert import to_dense, to_sparse

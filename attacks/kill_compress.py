@@ -53,7 +53,9 @@ def run(n: int, seed: int = 0, kills_a_job: int = 3) -> dict[str, Any]:
             cut(whole, False)
             usual = time.perf_counter() - start
             for _ in range(min(kills_a_job, n - figures["kills"])):
-                kill_after(*forked(lambda say, cut=cut, killed=killed: cut(killed, True)), random.uniform(0, usual))
+                kill_after(
+                    *forked(lambda say, cut=cut, killed=killed: cut(killed, True)), random.uniform(0, usual)
+                )
                 figures["kills"] += 1
                 if killed.exists():
                     try:
@@ -72,12 +74,16 @@ def differing(a: Path, b: Path) -> list[str]:
     return [
         name
         for name in sorted(names)
-        if not ((a / name).exists() and (b / name).exists() and filecmp.cmp(a / name, b / name, shallow=False))
+        if not (
+            (a / name).exists() and (b / name).exists() and filecmp.cmp(a / name, b / name, shallow=False)
+        )
     ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n", type=int, default=60, help="kills")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import zlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.core.method import OneShot
 from secateur.core.select import NM, Blocks, PerColumn, PerRow
 
 
@@ -103,7 +101,7 @@ def slow_sparsegpt(
 
 def slow_l_obs(
     weight: Tensor, x: Tensor, bias: Tensor | None, pattern: Any, sparsity: float, damping: float
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor]:
     """Sheet l-obs, A: one ranking, single cuts in its order over the whole layer, G frozen, masked at the end."""
     y = x.double() if bias is None else torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64)], 1)
     g = torch.linalg.inv(y.t() @ y / len(x) + damping * torch.eye(y.shape[1], dtype=torch.float64))
@@ -117,56 +115,6 @@ def slow_l_obs(
         theta[r] -= theta[r, c] / g[c, c] * g[c]
     theta[:, :width][~keep] = 0
     return keep, theta[:, :width]
-
-
-# What each registered method should keep at one site, and the new weights where it updates them.
-
-
-def _by(score: Tensor, method: OneShot, sparsity: float) -> Tensor:
-    return slow_select(score, method.pattern, sparsity)
-
-
-def random(
-    method: Any, weight: Tensor, x: Tensor, samples: int, bias: Tensor | None, sparsity: float
-) -> Tensor:
-    stream = torch.Generator().manual_seed(zlib.crc32(f"{method.seed}/layers.0.up".encode()))
-    return _by(torch.rand(weight.shape, generator=stream), method, sparsity)
-
-
-def magnitude(
-    method: Any, weight: Tensor, x: Tensor, samples: int, bias: Tensor | None, sparsity: float
-) -> Tensor:
-    return _by(weight.abs(), method, sparsity)
-
-
-def wanda(
-    method: Any, weight: Tensor, x: Tensor, samples: int, bias: Tensor | None, sparsity: float
-) -> Tensor:
-    norm = (x.double() ** 2).sum(0).div(samples).sqrt()
-    return _by(weight.double().abs() * norm, method, sparsity)
-
-
-def sparsegpt(
-    method: Any, weight: Tensor, x: Tensor, samples: int, bias: Tensor | None, sparsity: float
-) -> tuple[Tensor, Tensor]:
-    found = slow_sparsegpt(weight, x, samples, method.pattern, sparsity, method.blocksize, method.damping)
-    return found[0], found[1]
-
-
-def l_obs(
-    method: Any, weight: Tensor, x: Tensor, samples: int, bias: Tensor | None, sparsity: float
-) -> tuple[Tensor, ...]:
-    return slow_l_obs(weight, x, bias, method.pattern, sparsity, method.damping)
-
-
-ORACLES = {
-    "random": random,
-    "magnitude": magnitude,
-    "wanda": wanda,
-    "sparsegpt": sparsegpt,
-    "l_obs": l_obs,
-    "essential_sparsity": magnitude,
-}
 
 
 def measured(kind: type, x: Tensor, samples: int = 1, parts: int = 1) -> Any:

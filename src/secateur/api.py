@@ -113,11 +113,9 @@ def compress(
 
     Args:
         model: a module is changed in place; an exception leaves it as it was.
-        calibration: text, ids, samples or a Calibration (engine/calibrate.py). A model given by name is calibrated on
-            the embedded text when nothing is given.
-        samples, length, seed, field: how windows are drawn from text.
-        feed, only, skip, batch, products, undo, listen: see secateur.engine.run.Options.
-        tokenizer: for text, with a bare module.   dtype: of a model given by name.
+        calibration: text, ids, samples or a Calibration (engine/calibrate.py); for a model by name, the embedded text.
+        samples, length, seed, field: how windows are drawn from text.   tokenizer: for text, with a bare module.
+        feed, only, skip, batch, products, undo, listen: see secateur.engine.run.Options.   dtype: of a model by name.
         out, format, max_shard, overwrite: see `save`.
         stream, resume: from folder to folder, one block in memory at a time; `resume` goes on after a kill.
 
@@ -131,9 +129,8 @@ def compress(
         check_out(out, overwrite, format)
     if stream or resume:
         if out is None or not isinstance(model, str | Path) or max_shard is not None or dtype != "auto":
-            what = "streaming goes from a folder to a folder, in its shards and dtype"
             raise BadInput(
-                what, where="stream", fix="name the model and out, and leave max_shard and dtype out"
+                "streaming keeps a folder's shards and dtype", where="stream", fix="name model and out"
             )
         return _stream(str(model), Path(out), chosen, calibration, draw, options, resume, format)
     loaded = as_loaded(model, tokenizer, dtype, lambda done: listen(Event("load", done, 1, str(model))))
@@ -144,16 +141,7 @@ def compress(
     result = Result(found.plan, found.model, loaded.tokenizer, None, found.seconds, found.undo)
     if out is not None and workers.rank() == 0:
         listen(Event("save", 0, 1, str(out)))
-        result.folder = save(
-            found.model,
-            out,
-            tokenizer=loaded.tokenizer,
-            plan=found.plan,
-            source=loaded.folder,
-            format=format,
-            max_shard=max_shard,
-            overwrite=overwrite,
-        )
+        result.folder = _write(result, out, loaded.folder, format, max_shard, overwrite)
         listen(Event("save", 1, 1, str(out)))
     return result
 
@@ -220,16 +208,7 @@ def apply(
     undo = apply_mask(loaded.model, chosen, masks_only=masks_only)
     result = Result(chosen, loaded.model, loaded.tokenizer, None, time.perf_counter() - start, undo)
     if out is not None:
-        result.folder = save(
-            loaded.model,
-            out,
-            tokenizer=loaded.tokenizer,
-            plan=chosen,
-            source=loaded.folder,
-            format=format,
-            max_shard=max_shard,
-            overwrite=overwrite,
-        )
+        result.folder = _write(result, out, loaded.folder, format, max_shard, overwrite)
     return result
 
 
@@ -270,6 +249,22 @@ def list_methods(
             raise NoMatch(f"no method has {key} {wanted!r}", where="list", fix=nearest(wanted, known))
         rows = [row for row in rows if row[key].lower() == wanted.lower()]
     return rows
+
+
+def _write(
+    result: Result, out: str | Path, source: Path | None, format: str, max_shard: int | None, overwrite: bool
+) -> Path:
+    assert result.model is not None
+    return save(
+        result.model,
+        out,
+        tokenizer=result.tokenizer,
+        plan=result.plan,
+        source=source,
+        format=format,
+        max_shard=max_shard,
+        overwrite=overwrite,
+    )
 
 
 def _stream(

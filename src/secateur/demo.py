@@ -29,7 +29,7 @@ from secateur.report.table import load_results, to_json
 
 MODEL = "smollm2-135m"
 PROMPT = "The capital of France is"
-FULL = {"samples": 32, "length": 512, "windows": 16, "new_tokens": 32}
+FULL = {"samples": 32, "length": 512, "windows": 24, "new_tokens": 32}
 QUICK = {"samples": 8, "length": 256, "windows": 8, "new_tokens": 16}
 NOTES = [
     "The weights of this model were rounded to 4 bits once before it was packaged; all three models start from those.",

@@ -83,10 +83,7 @@ def load_recipe(path: str | Path) -> Recipe:
         if not isinstance(found.get(name, {}).get(key), str) or not found[name][key]:
             raise BadInput(f"[{name}] has no {key}", where=str(path), fix=f'add {key} = "..."')
     tables = {name: _table(path, name, found.get(name, {})) for name in _TABLES}
-    try:
-        method = make(**found["method"])
-    except TypeError as error:  # a list, or a table that is no budget, where a number should stand
-        raise BadInput(f"a setting of the method is of the wrong kind ({error})", where=str(path)) from error
+    method = make(**found["method"])
     base = path.resolve().parent
     tables["model"]["name"] = _resolve(base, tables["model"]["name"])
     tables["calibration"]["source"] = _resolve(base, tables["calibration"]["source"])

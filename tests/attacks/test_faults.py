@@ -6,6 +6,6 @@ from attacks import faults
 
 
 def test_a_failing_call_leaves_the_last_good_folder() -> None:
-    figures = faults.run(20)
+    figures = faults.run(12)
     assert figures["failures"] == []
-    assert figures["faults"] == 2 * 20 * 4 and figures["raised"] > 100 and figures["limits"] == 14
+    assert figures["faults"] == 2 * 12 * 4 and figures["raised"] > 48 and figures["limits"] == 14

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attacks import hostile
-from attacks.hostile_files import HOSTILE
+from attacks.hostile_heads import HOSTILE
 
 
 def test_hostile_folders_are_refused() -> None:

@@ -83,7 +83,9 @@ def test_resume_ends_with_the_same_bytes(
     assert (mismatch, errors) == ([], [])
 
 
-def test_finished_blocks_are_not_cut_again(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_blocks_are_not_cut_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(event: Event) -> None:
         if event.stage == "cut" and event.done == 2:
             raise KeyboardInterrupt
@@ -93,7 +95,9 @@ def test_finished_blocks_are_not_cut_again(source: Path, tmp_path: Path, monkeyp
     wanda = type(make("wanda"))
     cut: list[str] = []
     score = wanda.score
-    monkeypatch.setattr(wanda, "score", lambda self, w, x, site: (cut.append(site.name), score(self, w, x, site))[1])
+    monkeypatch.setattr(
+        wanda, "score", lambda self, w, x, site: (cut.append(site.name), score(self, w, x, site))[1]
+    )
     stream(source, tmp_path / "out", make("wanda"), CALIBRATION, Options(), resume=True)
     assert {name.split(".")[2] for name in cut} == {"2"}
 
@@ -136,7 +140,9 @@ def test_only_one_block_is_in_memory(source: Path, tmp_path: Path, monkeypatch: 
     keep = module._Folder.keep
 
     def watch(self: Any, block: Any, names: list[str]) -> None:
-        layers = {n.split(".")[2] for n, p in self.model.named_parameters() if ".layers." in n and not p.is_meta}
+        layers = {
+            n.split(".")[2] for n, p in self.model.named_parameters() if ".layers." in n and not p.is_meta
+        }
         held.append(len(layers))
         keep(self, block, names)
 
@@ -149,8 +155,13 @@ def test_a_checkpoint_with_other_names_is_refused(tmp_path: Path) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config = MixtralConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=2,
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
     )
     MixtralForCausalLM(config).save_pretrained(tmp_path / "source")
     with pytest.raises(Unsupported, match="under another name; leave out --stream"):

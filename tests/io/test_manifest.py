@@ -6,7 +6,6 @@ Counts of flips, pages and truncations: attacks/flip.py. Lying manifests: attack
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from attacks.hostile_files import lie
 from secateur.errors import BadInput, Damaged, Unsupported
 from secateur.io.manifest import check_manifest, listed_files, read_manifest, write_manifest
 
@@ -119,7 +119,7 @@ def test_every_bit_of_the_manifest_counts(folder: Path) -> None:
         bad = bytearray(good)
         bad[at] ^= 1 << (at % 8)
         path.write_bytes(bad)
-        with pytest.raises((Damaged, Unsupported)):
+        with pytest.raises(Damaged):
             read_manifest(folder)
     for size in range(0, len(good), 7):
         path.write_bytes(good[:size])
@@ -128,8 +128,7 @@ def test_every_bit_of_the_manifest_counts(folder: Path) -> None:
 
 
 def test_a_newer_manifest_says_so(folder: Path) -> None:
-    body = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**body, "version": 9}))
+    lie(folder, lambda body: body.update(version=9))
     with pytest.raises(Unsupported, match="version 9"):
         check_manifest(folder)
     assert listed_files(folder) is None

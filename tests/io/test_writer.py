@@ -41,7 +41,13 @@ def test_any_order_gives_the_bytes_of_safetensors(tmp_path: Path, seed: int) -> 
 
 
 def test_strided_and_broadcast_tensors_are_written_as_they_look(tmp_path: Path) -> None:
-    views = {"one": torch.arange(2.0)[::2], "t": torch.arange(12.0).reshape(3, 4).T, "x": torch.ones(1).expand(4), "s": torch.arange(9)[::2]}
+    one = torch.arange(2.0)[::2]
+    views = {
+        "one": one,
+        "t": torch.arange(12.0).reshape(3, 4).T,
+        "x": torch.ones(1).expand(4),
+        "s": torch.arange(9)[::2],
+    }
     with TensorWriter(tmp_path / "f", {n: (t.dtype, tuple(t.shape)) for n, t in views.items()}) as writer:
         for name, view in views.items():
             writer.put(name, view)

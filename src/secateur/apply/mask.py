@@ -7,7 +7,7 @@ from torch import nn
 from secateur.apply.undo import Undo
 from secateur.core.plan import Plan
 from secateur.errors import BadInput
-from secateur.sites.find import find_blocks
+from secateur.sites.find import check_dtype, find_blocks
 
 
 def apply(model: nn.Module, plan: Plan, *, masks_only: bool = False) -> Undo:
@@ -19,11 +19,15 @@ def apply(model: nn.Module, plan: Plan, *, masks_only: bool = False) -> Undo:
     """
     if plan.updates and not masks_only:
         raise BadInput(
-            f"a plan of {plan.method} holds its mask but not its weight updates", where="plan",
+            f"a plan of {plan.method} holds its mask but not its weight updates",
+            where="plan",
             fix="run compress instead, or apply the bare mask with masks_only=True (--masks-only)",
         )
+    model = getattr(model, "_orig_mod", model)
     sites = {site.name: site for block in find_blocks(model) for site in block.sites}
     plan.expect({name: site.site.shape for name, site in sites.items()})
+    for name in plan.sites:
+        check_dtype(sites[name])
     with Undo() as undo:
         for name, kept in plan.sites.items():
             view = sites[name].view()

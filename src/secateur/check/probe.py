@@ -81,9 +81,8 @@ class Probe:
     def run(
         self, model: nn.Module, method: OneShot | None = None, data: Calibration | None = None, **options: Any
     ) -> Result:
-        return compress(
-            model, method or self.method(), data or self.data(), Options(**{"feed": "none", **options})
-        )
+        settings = Options(**{"feed": "none", "products": "float32", **options})
+        return compress(model, method or self.method(), data or self.data(), settings)
 
     def site(
         self, shape: tuple[int, int] = (24, 16), tokens: int = 64

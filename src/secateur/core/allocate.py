@@ -1,9 +1,9 @@
 """How one budget is split over the sites. Pure: shapes or scores in, one sparsity a site out, the total exact.
 
-    uniform         the same sparsity everywhere
-    er, erk         Erdos-Renyi: density of a [out, in, ...] site proportional to sum(shape) / prod(shape)
-    global_ranking  one ranking over all sites, whatever their number; `by_price` where units cost differently
-    owl             outlier-weighted: blocks with more outliers keep more, in a band of 2 * lam around the mean
+uniform         the same sparsity everywhere
+er, erk         Erdos-Renyi: density of a [out, in, ...] site proportional to sum(shape) / prod(shape)
+global_ranking  one ranking over all sites, whatever their number; `by_price` where units cost differently
+owl             outlier-weighted: blocks with more outliers keep more, in a band of 2 * lam around the mean
 """
 
 from __future__ import annotations
@@ -35,14 +35,19 @@ def erk(sites: Sequence[Site], sparsity: float, kernel: bool = True) -> dict[str
         Infeasible: no site is left to cut.
     """
     check_sparsity(sparsity)
-    raw = {s.name: sum(s.shape if kernel else s.shape[:2]) / prod(s.shape if kernel else s.shape[:2]) for s in sites}
+    raw = {
+        s.name: sum(s.shape if kernel else s.shape[:2]) / prod(s.shape if kernel else s.shape[:2])
+        for s in sites
+    }
     size = {s.name: s.size for s in sites}
     total_kept = (1 - sparsity) * sum(size.values())
     dense: set[str] = set()
     while True:
         open_sites = [name for name in raw if name not in dense]
         if not open_sites:
-            raise Infeasible("every site would have to stay dense", where="allocate", fix="raise the sparsity")
+            raise Infeasible(
+                "every site would have to stay dense", where="allocate", fix="raise the sparsity"
+            )
         eps = (total_kept - sum(size[n] for n in dense)) / sum(raw[n] * size[n] for n in open_sites)
         largest = max(raw[n] for n in open_sites)
         if eps * largest <= 1 + 1e-12:
@@ -92,7 +97,9 @@ def global_ranking(
 
 def _ordered(score: Tensor) -> Tensor:
     """Scores to integers in [0, 2^32) with the same order (the bits of a float32, negatives turned around)."""
-    bits = (score.reshape(-1).float() + 0.0).view(torch.int32).to(torch.int64)  # + 0.0 makes -0.0 equal to 0.0
+    bits = (
+        (score.reshape(-1).float() + 0.0).view(torch.int32).to(torch.int64)
+    )  # + 0.0 makes -0.0 equal to 0.0
     return torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits) + (1 << 31)
 
 
@@ -113,7 +120,9 @@ def by_price(scores: Mapping[str, Tensor], prices: Mapping[str, float], sparsity
     """
     check_sparsity(sparsity)
     flat = torch.cat([(score.double() / prices[name]).reshape(-1) for name, score in scores.items()])
-    cost = torch.cat([torch.full((s.numel(),), float(prices[n]), dtype=torch.float64) for n, s in scores.items()])
+    cost = torch.cat(
+        [torch.full((s.numel(),), float(prices[n]), dtype=torch.float64) for n, s in scores.items()]
+    )
     order = torch.sort(flat, stable=True).indices
     spent = cost[order].cumsum(0)
     keep = torch.ones(len(flat), dtype=torch.bool)
@@ -127,7 +136,7 @@ def owl(
 ) -> list[float]:
     """One sparsity a block from its share of outliers (scores above m times the block's mean score).
 
-    density_b = 1 - sparsity + 2 lam z_b - mean(2 lam z), z the shares scaled to [0, 1] (Yin 2024, "OWL", and sheet dsa).
+    density_b = 1 - sparsity + 2 lam z_b - mean(2 lam z), z the shares scaled to [0, 1] (OWL, Yin 2024; sheet dsa).
     The mean over the blocks, weighted by their `sizes`, is exactly `sparsity`; where a block would be cut by less than
     0 or by more than 0.99, the whole band is narrowed.
     """
@@ -140,5 +149,7 @@ def owl(
     weights = torch.ones_like(z) if sizes is None else torch.tensor(sizes, dtype=torch.float64)
     band = 2 * lam * (z - (z * weights).sum() / weights.sum())  # what each block keeps more than the mean
     most, least = float(band.max()), float(band.min())
-    room = min(1.0, sparsity / most if most > 0 else 1.0, max(0.0, 0.99 - sparsity) / -least if least < 0 else 1.0)
+    room = min(
+        1.0, sparsity / most if most > 0 else 1.0, max(0.0, 0.99 - sparsity) / -least if least < 0 else 1.0
+    )
     return [max(0.0, sparsity - room * float(b)) for b in band]

@@ -30,7 +30,11 @@ class Budget:
     def __post_init__(self) -> None:
         given = [f.name for f in fields(self) if getattr(self, f.name) is not None]
         if len(given) != 1:
-            raise BadInput(f"{len(given)} amounts given ({', '.join(given) or 'none'})", where="budget", fix="give exactly one")
+            raise BadInput(
+                f"{len(given)} amounts given ({', '.join(given) or 'none'})",
+                where="budget",
+                fix="give exactly one",
+            )
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
             return
@@ -38,7 +42,9 @@ class Budget:
         if isinstance(amount, bool) or not isinstance(amount, (int, float)):
             raise BadInput(f"{amount!r} is no number", where=given[0])
         if self.density is not None and not 0 < self.density <= 1:
-            raise BadInput(f"{self.density!r} is not a fraction in (0, 1]", where="density", fix="0.5 keeps half")
+            raise BadInput(
+                f"{self.density!r} is not a fraction in (0, 1]", where="density", fix="0.5 keeps half"
+            )
         if not amount > 0:
             raise BadInput(f"{amount!r} is not above 0", where=given[0])
 
@@ -64,9 +70,15 @@ class Budget:
             limit = float(next(a for a in (self.params, self.flops, self.bytes) if a is not None))
             total = sum(site.size * site.price for site in sites) * unit_cost
         if not fixed < limit:
-            raise Infeasible(f"{limit:g} is not reached even with every unit cut", where="budget", fix=f"at least {fixed + 1:g}")
+            raise Infeasible(
+                f"{limit:g} is not reached even with every unit cut",
+                where="budget",
+                fix=f"at least {fixed + 1:g}",
+            )
         if limit > fixed + total:
-            raise Infeasible(f"{limit:g} is more than the model has", where="budget", fix=f"at most {fixed + total:g}")
+            raise Infeasible(
+                f"{limit:g} is more than the model has", where="budget", fix=f"at most {fixed + total:g}"
+            )
         return 1 - (limit - fixed) / total
 
 

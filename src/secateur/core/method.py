@@ -66,7 +66,7 @@ class OneShot(ABC):
     """A method that cuts weights of a trained network once, without gradients.
 
     Args:
-        sparsity: fraction to cut, in [0, 1); "50%" works, and so does a `Budget`. Default: what the pattern says, else 0.5.
+        sparsity: fraction to cut, in [0, 1); "50%" works, so does a `Budget`. Default: what the pattern says, else 0.5.
         pattern: what competes with what: row, column, layer, N:M (N kept of M) or RxC tiles.
         allocate: how the sparsity is split over the sites: uniform, er, erk, global or owl.
         owl_m, owl_lambda: OWL's outlier threshold (times the mean score) and the half-width of its band.
@@ -99,26 +99,41 @@ class OneShot(ABC):
                 sparsity = pattern.sparsity
             if isinstance(sparsity, Budget) or abs(check_sparsity(sparsity) - pattern.sparsity) > 1e-9:
                 raise BadInput(
-                    f"{pattern} cuts {pattern.sparsity:g}, not {sparsity}", where="sparsity", fix="leave one of the two out"
+                    f"{pattern} cuts {pattern.sparsity:g}, not {sparsity}",
+                    where="sparsity",
+                    fix="leave one of the two out",
                 )
             if self.allocate != "uniform":
-                raise BadInput(f"{pattern} fixes every site's sparsity", where="allocate", fix="use allocate=uniform")
+                raise BadInput(
+                    f"{pattern} fixes every site's sparsity", where="allocate", fix="use allocate=uniform"
+                )
         elif sparsity is None:
             sparsity = 0.5
         if not isinstance(sparsity, Budget):
             sparsity = check_sparsity(sparsity)
         object.__setattr__(self, "sparsity", sparsity)
         if self.allocate not in ALLOCATIONS:
-            raise BadInput(f"{self.allocate!r} is no allocation", where="allocate", fix=nearest(self.allocate, ALLOCATIONS))
+            raise BadInput(
+                f"{self.allocate!r} is no allocation",
+                where="allocate",
+                fix=nearest(self.allocate, ALLOCATIONS),
+            )
         if not self.owl_m > 0 or not 0 <= self.owl_lambda < 0.5:
-            raise BadInput(f"m {self.owl_m}, lambda {self.owl_lambda}", where="owl", fix="m > 0 and 0 <= lambda < 0.5")
+            raise BadInput(
+                f"m {self.owl_m}, lambda {self.owl_lambda}", where="owl", fix="m > 0 and 0 <= lambda < 0.5"
+            )
 
     def _check_kinds(self) -> None:
         """Refuse a setting of the wrong kind: `share="no"` would otherwise count as yes."""
         kinds = {"bool": bool, "int": int, "float": (int, float), "str": str}
         for f in dataclasses.fields(self):
-            value, kind = getattr(self, f.name), f.type if isinstance(f.type, str) else getattr(f.type, "__name__", "")
-            if kind in kinds and (not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool")):
+            value, kind = (
+                getattr(self, f.name),
+                f.type if isinstance(f.type, str) else getattr(f.type, "__name__", ""),
+            )
+            if kind in kinds and (
+                not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool")
+            ):
                 raise BadInput(f"{value!r} is no {kind}", where=f.name)
             if kind == "float" and not math.isfinite(value):
                 raise BadInput(f"{value!r} is no finite number", where=f.name)
@@ -141,7 +156,9 @@ class OneShot(ABC):
         assert not isinstance(self.pattern, str)
         return self.pattern.select(score, sparsity)
 
-    def cut(self, weight: Tensor, signal: Any, site: Site, sparsity: float, bias: Tensor | None = None) -> Cut:
+    def cut(
+        self, weight: Tensor, signal: Any, site: Site, sparsity: float, bias: Tensor | None = None
+    ) -> Cut:
         """Decide one site; nothing is changed. A method that updates weights overrides this."""
         score = self.score(weight, signal, site)
         return Cut(keep=self.select(score, sparsity), score=score)
@@ -153,7 +170,9 @@ class OneShot(ABC):
             value = getattr(self, f.name)
             if isinstance(value, Budget):
                 value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
-            out[f.name] = value if isinstance(value, (int, float, bool, dict)) or value is None else str(value)
+            out[f.name] = (
+                value if isinstance(value, (int, float, bool, dict)) or value is None else str(value)
+            )
         return out
 
 

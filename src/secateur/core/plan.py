@@ -114,7 +114,9 @@ class Plan:
         for name, kept in other.sites.items():
             mine = sites.get(name)
             if mine is not None and mine.shape != kept.shape:
-                raise BadInput(f"shapes {mine.shape} and {kept.shape} differ", where=name, fix="merge plans of one model")
+                raise BadInput(
+                    f"shapes {mine.shape} and {kept.shape} differ", where=name, fix="merge plans of one model"
+                )
             sites[name] = kept if mine is None else Kept.of(mine.mask() & kept.mask())
         return Plan(
             method=f"{self.method}+{other.method}",
@@ -129,6 +131,8 @@ class Plan:
         """Refuse a model this plan was not made for: every site must be there, with its shape."""
         for name, kept in self.sites.items():
             if name not in shapes:
-                raise NoMatch(f"the plan's site {name!r} is not in the model", where="plan", fix=nearest(name, shapes))
+                raise NoMatch(
+                    f"the plan's site {name!r} is not in the model", where="plan", fix=nearest(name, shapes)
+                )
             if shapes[name] != kept.shape:
                 raise BadInput(f"the plan has {kept.shape}, the model {shapes[name]}", where=name)

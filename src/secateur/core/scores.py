@@ -18,9 +18,15 @@ def finite(tensor: Tensor, name: str, what: str = "weights") -> Tensor:
     """
     # One reduction answers for good tensors: a sum of squares is finite only if every entry is (or it overflowed,
     # which the exact count below settles).
-    if tensor.is_floating_point() and not torch.isfinite(tensor.detach().abs().amax() if tensor.numel() else tensor.sum()):
+    if tensor.is_floating_point() and not torch.isfinite(
+        tensor.detach().abs().amax() if tensor.numel() else tensor.sum()
+    ):
         nan, inf = int(torch.isnan(tensor).sum()), int(torch.isinf(tensor).sum())
-        raise BadInput(f"{nan} NaN and {inf} Inf among {tensor.numel()} {what}", where=name, fix="repair or drop it first")
+        raise BadInput(
+            f"{nan} NaN and {inf} Inf among {tensor.numel()} {what}",
+            where=name,
+            fix="repair or drop it first",
+        )
     return tensor
 
 
@@ -30,5 +36,5 @@ def digest(*tensors: Tensor) -> str:
     for tensor in tensors:
         cpu = tensor.detach().to("cpu").contiguous()
         sha.update(f"{cpu.dtype}{tuple(cpu.shape)}".encode())
-        sha.update(memoryview(cpu.reshape(-1).view(torch.uint8).numpy()))
+        sha.update(cpu.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()

@@ -32,7 +32,9 @@ def cut_count(n: int, sparsity: float) -> int:
 def check_sparsity(sparsity: float, where: str = "sparsity") -> float:
     """Refuse what is not a number in [0, 1)."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
-        raise BadInput(f"{sparsity!r} is not a fraction in [0, 1)", where=where, fix="0.5 cuts half of the units")
+        raise BadInput(
+            f"{sparsity!r} is not a fraction in [0, 1)", where=where, fix="0.5 cuts half of the units"
+        )
     return float(sparsity)
 
 
@@ -46,7 +48,7 @@ def keep_top(score: Tensor, cut: int) -> Tensor:
     Returns:
         bool [groups, n], True = kept; exactly n - cut True in every row; of equal scores the lowest index is cut first.
     """
-    groups, n = score.shape
+    n = score.shape[1]
     if cut <= 0:
         return torch.ones_like(score, dtype=torch.bool)
     if cut >= n:
@@ -56,7 +58,9 @@ def keep_top(score: Tensor, cut: int) -> Tensor:
         score = score.float()
     threshold = score.kthvalue(cut, dim=1, keepdim=True).values
     keep = score > threshold
-    surplus = n - cut - keep.sum(dim=1)  # of the units that tie at the threshold, this many stay: the last ones
+    surplus = (
+        n - cut - keep.sum(dim=1)
+    )  # of the units that tie at the threshold, this many stay: the last ones
     tied_rows = torch.nonzero(surplus > 0).squeeze(1)
     if len(tied_rows):
         tied = score[tied_rows] == threshold[tied_rows]
@@ -127,8 +131,10 @@ class NM:
     m: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.n <= self.m:
-            raise BadInput(f"{self.n}:{self.m} keeps {self.n} of {self.m}", where="pattern", fix="N:M needs 0 < N <= M")
+        if not (type(self.n) is type(self.m) is int and 0 < self.n <= self.m):
+            raise BadInput(
+                f"{self.n}:{self.m} keeps {self.n} of {self.m}", where="pattern", fix="N:M needs 0 < N <= M"
+            )
 
     @property
     def sparsity(self) -> float:
@@ -151,7 +157,9 @@ class NM:
     def fits(self, shape: tuple[int, ...], name: str) -> None:
         if shape[-1] % self.m:
             raise Infeasible(
-                f"{self} does not divide {shape[-1]} inputs", where=name, fix="choose another M or skip this site"
+                f"{self} does not divide {shape[-1]} inputs",
+                where=name,
+                fix="choose another M or skip this site",
             )
 
     def __str__(self) -> str:
@@ -166,19 +174,25 @@ class Blocks:
     columns: int
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.columns < 1:
+        if not (type(self.rows) is type(self.columns) is int) or self.rows < 1 or self.columns < 1:
             raise BadInput(f"a tile of {self}", where="pattern", fix="blocks need at least 1x1, as in 16x1")
 
     def select(self, score: Tensor, sparsity: float) -> Tensor:
         out, width = score.shape
-        tiles = score.float().reshape(out // self.rows, self.rows, width // self.columns, self.columns).mean((1, 3))
+        tiles = (
+            score.float()
+            .reshape(out // self.rows, self.rows, width // self.columns, self.columns)
+            .mean((1, 3))
+        )
         keep = PerLayer().select(tiles, sparsity)
         return keep.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
 
     def fits(self, shape: tuple[int, ...], name: str) -> None:
         if shape[0] % self.rows or shape[1] % self.columns:
             raise Infeasible(
-                f"tiles of {self} do not divide {shape[0]} x {shape[1]}", where=name, fix="choose tiles that divide it"
+                f"tiles of {self} do not divide {shape[0]} x {shape[1]}",
+                where=name,
+                fix="choose tiles that divide it",
             )
 
     def __str__(self) -> str:
@@ -188,8 +202,11 @@ class Blocks:
 def parse_pattern(text: str | Pattern) -> Pattern:
     """'row', 'column', 'layer', '2:4' (2 kept of 4) or '16x1' (tiles) to a pattern; a pattern passes through."""
     if not isinstance(text, str):
-        if not callable(getattr(text, "select", None)) or not callable(getattr(text, "fits", None)):
-            raise BadInput(f"{text!r} is no pattern", where="pattern", fix="use row, column, layer, 2:4 or 16x1")
+        parts = (getattr(text, "select", None), getattr(text, "fits", None))
+        if isinstance(text, type) or not all(callable(part) for part in parts):
+            raise BadInput(
+                f"{text!r} is no pattern", where="pattern", fix="use row, column, layer, 2:4 or 16x1"
+            )
         return text
     plain = {"row": PerRow(), "column": PerColumn(), "layer": PerLayer()}
     if text in plain:
@@ -198,4 +215,8 @@ def parse_pattern(text: str | Pattern) -> Pattern:
         left, found, right = text.partition(sign)
         if found and left.isdecimal() and right.isdecimal():
             return make(int(left), int(right))
-    raise BadInput(f"{text!r} is no pattern", where="pattern", fix="use row, column, layer, N:M such as 2:4, or RxC such as 16x1")
+    raise BadInput(
+        f"{text!r} is no pattern",
+        where="pattern",
+        fix="use row, column, layer, N:M such as 2:4, or RxC such as 16x1",
+    )

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core.scores import finite
 from secateur.engine import workers
-from secateur.errors import Unsupported
+from secateur.errors import BadInput, Unsupported
 from secateur.sites.find import Block, WeightSite
 
 Batch = dict[str, Tensor]
@@ -104,14 +104,16 @@ class Walk:
         block = self.blocks[self.index]
         if not block.name:
             return (), dict(self.batches[batch])
-        with _stubs(self.blocks, self.index, self.outputs[batch]):
+        with _stubs(self.blocks, self.index, self.outputs[batch]), _readable(self.index == 0):
             try:
                 self.model(**self.batches[batch])
             except _Reached as reached:
                 if self.index > 1 and batch == 0:
                     self._check_chain(reached.call)
                 return reached.call
-        raise Unsupported("the model's forward never reaches this block", where=block.name, fix="use feed none, or skip it")
+        raise Unsupported(
+            "the model's forward never reaches this block", where=block.name, fix="use feed none, or skip it"
+        )
 
     def _check_chain(self, call: Call) -> None:
         """Refuse blocks that read more than the last output: the older ones come back as NaN during the replay."""
@@ -119,17 +121,36 @@ class Walk:
             if isinstance(value, Tensor) and value.is_floating_point() and bool(torch.isnan(value).any()):
                 raise Unsupported(
                     "reads what an earlier block returned, so the blocks are no chain",
-                    where=self.blocks[self.index].name, fix="pass the model in parts, or skip these blocks",
+                    where=self.blocks[self.index].name,
+                    fix="pass the model in parts, or skip these blocks",
                 )
 
     def forward(self, batch: int) -> Any:
         """What block `index` returns for this batch, run for real."""
         args, kwargs = self.call(batch)
-        return self.blocks[self.index].module(*args, **kwargs)
+        block = self.blocks[self.index]
+        with _readable(not block.name):
+            return block.module(*args, **kwargs)
 
     def advance(self, outputs: list[Any]) -> None:
         """Step past the block with these outputs, one a batch."""
         self.outputs, self.index = outputs, self.index + 1
+
+
+@contextmanager
+def _readable(samples: bool) -> Iterator[None]:
+    """Where the model reads the samples: whatever it raises over them becomes one line."""
+    try:
+        yield
+    except (TypeError, ValueError, IndexError, KeyError, RuntimeError, AttributeError) as error:
+        if not samples:
+            raise
+        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise BadInput(
+            f"the model cannot read the samples ({said:.90})",
+            where="calibration",
+            fix="check names, ids and shapes",
+        ) from error
 
 
 @contextmanager
@@ -145,14 +166,22 @@ def _stubs(blocks: Sequence[Block], index: int, carried: Any) -> Iterator[None]:
 
     def too_early(*args: Any, **kwargs: Any) -> Any:
         name = blocks[index].name
-        raise Unsupported("a later block runs before this one", where=name, fix="the blocks must run in the listed order")
+        raise Unsupported(
+            "a later block runs before this one", where=name, fix="the blocks must run in the listed order"
+        )
 
     modules = [block.module for block in blocks]
     before = [module.__dict__.get("forward") for module in modules]
     try:
         for place, module in enumerate(modules):
             module.forward = (
-                stop if place == index else skip if place == index - 1 else too_old if place < index else too_early
+                stop
+                if place == index
+                else skip
+                if place == index - 1
+                else too_old
+                if place < index
+                else too_early
             )
         yield
     finally:
@@ -171,9 +200,11 @@ def _poison(value: Any) -> Any:
 
 @contextmanager
 def _as_in_use(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no key-value cache, experts one by one (so that each one's tokens can be seen); then as before."""
+    """Evaluation mode, no key-value cache, experts one by one (so that their tokens can be seen); then as before."""
     modes = [(module, module.training) for module in model.modules()]
-    configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+    configs: list[Any] = list(
+        {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
+    )
     caches = [(c, c.use_cache) for c in configs if isinstance(getattr(c, "use_cache", None), bool)]
     owner: Any = model
     experts = getattr(owner, "get_experts_implementation", None)
@@ -195,6 +226,11 @@ def _as_in_use(model: nn.Module) -> Iterator[None]:
             owner.set_experts_implementation(chosen)
 
 
+def identity(x: Tensor) -> tuple[Any, ...]:
+    """Equal for two looks at the same unchanged values, as long as the tensor is held."""
+    return (x.data_ptr(), tuple(x.shape), x.stride(), 0 if x.is_inference() else x._version)
+
+
 class Measure:
     """Accumulates one signal a site over any number of products.
 
@@ -211,7 +247,7 @@ class Measure:
 
     def see(self, site: WeightSite, x: Tensor) -> None:
         """Take in x [tokens, in], the input of one product."""
-        key = (x.data_ptr(), tuple(x.shape), x.stride(), x._version)
+        key = identity(x)
         if self._last is None or self._last[0] != key:
             self._inputs += 1
             self._last = (key, x, self.kind.measure(x))  # holding x keeps its address from being used again
@@ -220,7 +256,7 @@ class Measure:
 
     def one(self, site: WeightSite, x: Tensor, samples: int) -> Any:
         """The signal of a site whose whole input is x; the next site with the same x gets the same object."""
-        key = (x.data_ptr(), tuple(x.shape), x.stride(), x._version)
+        key = identity(x)
         if self._last is None or self._last[0] != key:
             signal = self.kind(x.shape[1])
             signal.add(self.kind.measure(x), len(x))
@@ -231,7 +267,7 @@ class Measure:
         return self._last[2]
 
     def finish(self, samples: int) -> dict[str, Any]:
-        """The signals by site name, summed over the workers and checked; sites with the same inputs share one object."""
+        """The signals by site name, summed over the workers, checked; sites with the same inputs share one object."""
         self._last = None
         workers.merge(self.signals.values())
         by_history: dict[tuple[int, ...], Any] = {}

@@ -20,7 +20,7 @@ PRODUCTS = ("auto", "float32", "bfloat16")
 
 def has_fast_bfloat16() -> bool:
     """True where this CPU multiplies bfloat16 in hardware."""
-    able: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    able: Any = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
@@ -50,7 +50,7 @@ class _BFloat16Products(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _rounded(self, x: Tensor) -> Tensor:
-        key = (x.data_ptr(), tuple(x.shape), x.stride(), x._version)
+        key = (x.data_ptr(), tuple(x.shape), x.stride(), 0 if x.is_inference() else x._version)
         if self._last is None or self._last[0] != key:
             self._last = (key, x, x.bfloat16())
         return self._last[2]

@@ -79,7 +79,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.feed not in FEEDS:
-            raise BadInput(f"{self.feed!r} is no way to feed a block", where="feed", fix=nearest(str(self.feed), FEEDS))
+            raise BadInput(
+                f"{self.feed!r} is no way to feed a block", where="feed", fix=nearest(str(self.feed), FEEDS)
+            )
         if self.batch < 1:
             raise BadInput(f"{self.batch} samples a batch", where="batch", fix="use 1 or more")
         if self.products not in PRODUCTS:
@@ -101,6 +103,7 @@ class Job:
     plan: Plan
     sparsity: dict[str, float] = field(default_factory=dict)
     evidence: dict[str, str] = field(default_factory=dict)
+    blind: int = 0
 
     @property
     def sites(self) -> list[WeightSite]:
@@ -109,7 +112,9 @@ class Job:
     def batches(self, size: int) -> list[dict[str, Tensor]]:
         assert self.calibration is not None
         share = self.calibration.shard(workers.rank(), workers.world())
-        device = next((p.device for p in self.model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+        device = next(
+            (p.device for p in self.model.parameters() if p.device.type != "meta"), torch.device("cpu")
+        )
         return [{k: v.to(device) for k, v in batch.items()} for batch in share.batches(size)]
 
     @property
@@ -130,7 +135,9 @@ class Job:
                 within = Measure(kind, own)
                 names = {site.name for site in own}
 
-                def see(site: WeightSite, x: Tensor, names: set[str] = names, within: Measure = within) -> None:
+                def see(
+                    site: WeightSite, x: Tensor, names: set[str] = names, within: Measure = within
+                ) -> None:
                     (within if site.name in names else across).see(site, x)
 
                 with self.home.block(block):
@@ -151,18 +158,34 @@ class Job:
             return
         bias = site.bias()
         if self.method.needs is not None and (signal is None or signal.empty):
-            why = "saw only zeros" if signal is not None and signal.tokens else "saw no token, or was not seen in use"
+            why = (
+                "saw only zeros"
+                if signal is not None and signal.tokens
+                else "saw no token, or was not seen in use"
+            )
             notes.append(f"{site.name} {why}: cut by magnitude")
-            keep, new, new_bias, score = self.method.select(weight.abs().float(), sparsity), None, None, weight
+            self.blind += 1
+            keep, new, new_bias, score = (
+                self.method.select(weight.abs().float(), sparsity),
+                None,
+                None,
+                weight,
+            )
         else:
             cut = self.method.cut(weight, signal, site.site, sparsity, bias)
             keep, new, new_bias, score = cut.keep, cut.weight, cut.bias, cut.score
             if keep.dtype != torch.bool or keep.shape != site.site.shape:
-                raise BadInput(f"the method returned a mask {keep.dtype} {tuple(keep.shape)}", where=site.name)
+                raise BadInput(
+                    f"the method returned a mask {keep.dtype} {tuple(keep.shape)}", where=site.name
+                )
             notes.extend(cut.notes)
             if cut.error is not None:
                 self.plan.errors[site.name] = cut.error
-        values = weight.masked_fill(~keep, 0) if new is None else finite(new, site.name, "updated weights").to(weight.dtype)
+        values = (
+            weight.masked_fill(~keep, 0)
+            if new is None
+            else finite(new, site.name, "updated weights").to(weight.dtype)
+        )
         if score is not None:
             rows = finite(score, site.name, "scores").sum(1, dtype=torch.float64)
             self.evidence[site.name] = hashlib.sha256(rows.cpu().numpy().tobytes()).hexdigest()
@@ -197,7 +220,9 @@ class Job:
         width = next(p.element_size() for p in everything)
         if amount.bytes is not None:  # the sparse format: kept values and one bit a unit
             return amount.resolve(sites, fixed=rest * width + units / 8, unit_cost=width)
-        return amount.resolve(sites, fixed=2.0 * rest if amount.flops else rest, unit_cost=2.0 if amount.flops else 1.0)
+        return amount.resolve(
+            sites, fixed=2.0 * rest if amount.flops else rest, unit_cost=2.0 if amount.flops else 1.0
+        )
 
     def _global(self, goal: float) -> dict[str, float]:
         signals: dict[str, Any] = {}
@@ -212,7 +237,10 @@ class Job:
                         weight = finite(site.view(), site.name)
                         signal = signals.get(site.name)
                         blind = signal is not None and signal.empty
-                        yield site.name, weight.abs() if blind else self.method.score(weight, signal, site.site)
+                        yield (
+                            site.name,
+                            weight.abs() if blind else self.method.score(weight, signal, site.site),
+                        )
 
         return allocate.global_ranking([site.site for site in self.sites], scores, goal)
 
@@ -240,6 +268,10 @@ class Job:
             self.split()
             self.home.begin_cutting()
             self.run()
+        if self.blind and self.blind == len(self.sites):
+            raise BadInput(
+                "no token reached any site", where="calibration", fix="check that the samples are not empty"
+            )
 
     def run(self) -> None:
         """Cut every block."""
@@ -260,7 +292,11 @@ class Job:
     def _sequential(self) -> None:
         batches = self.batches(self.options.batch if self.options.feed == "block" else max(1, self.samples))
         if self.options.feed == "layer" and len(batches) > 1:
-            raise BadInput("samples of different lengths cannot go through as one batch", where="feed layer", fix="use --feed block")
+            raise BadInput(
+                "samples of different lengths cannot go through as one batch",
+                where="feed layer",
+                fix="use --feed block",
+            )
         with Walk(self.model, self.blocks, batches) as walk:
             for done, block in enumerate(self.blocks):
                 with self.home.block(block):
@@ -313,10 +349,15 @@ class Result:
 
 
 def prepare(
-    model: nn.Module, method: OneShot, calibration: Calibration | None, options: Options, home: Home | None = None
+    model: nn.Module,
+    method: OneShot,
+    calibration: Calibration | None,
+    options: Options,
+    home: Home | None = None,
 ) -> Job:
     """Check everything that can be checked before any weight changes, and return the job."""
     feed = options.feed
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: its sites keep their own names
     blocks = pick(find_blocks(model), options.only, options.skip)
     sites = [site for block in blocks for site in block.sites]
     for site in sites:
@@ -326,13 +367,19 @@ def prepare(
         assert not isinstance(method.pattern, str)
         method.pattern.fits(site.site.shape, site.name)
     if method.needs is not None and (calibration is None or not calibration.samples):
-        raise BadInput(f"{name_of(method)} needs calibration data", where="calibration", fix="pass --calibration TEXT")
+        raise BadInput(
+            f"{name_of(method)} needs calibration data", where="calibration", fix="pass --calibration TEXT"
+        )
     walks = method.needs is not None and feed != "none"
     shared = next((site for site in sites if site.uses > 1), None)
     if walks and shared is not None:
-        raise Unsupported(f"the weight is shared by {shared.uses} modules", where=shared.name, fix="use --feed none")
+        raise Unsupported(
+            f"the weight is shared by {shared.uses} modules", where=shared.name, fix="use --feed none"
+        )
     if walks and feed == "layer" and workers.world() > 1 and any(site.index is not None for site in sites):
-        raise Unsupported("experts see different tokens on each worker", where="feed layer", fix="use --feed block")
+        raise Unsupported(
+            "experts see different tokens on each worker", where="feed layer", fix="use --feed block"
+        )
     plan = Plan(method=name_of(method), config=method.settings(), updates=method.updates)
     plan.made = {}
     if method.needs is not None and calibration is not None:
@@ -345,7 +392,7 @@ def prepare(
 
 
 def compress(
-    model: nn.Module, method: OneShot, calibration: Calibration | None = None, options: Options = Options()
+    model: nn.Module, method: OneShot, calibration: Calibration | None = None, options: Options | None = None
 ) -> Result:
     """Cut a model in memory.
 
@@ -359,8 +406,8 @@ def compress(
         BadInput, NoMatch, Infeasible, Unsupported: one line each; nothing has changed.
     """
     start = time.perf_counter()
-    job = prepare(model, method, calibration, options)
-    with job.undo:
+    job = prepare(model, method, calibration, options or Options())
+    with torch.inference_mode(False), job.undo:
         job.go()
     return finish(job, start)
 
@@ -375,11 +422,9 @@ def finish(job: Job, start: float) -> Result:
 
 
 def plan(
-    model: nn.Module, method: OneShot, calibration: Calibration | None = None, options: Options = Options()
+    model: nn.Module, method: OneShot, calibration: Calibration | None = None, options: Options | None = None
 ) -> Plan:
     """What `compress` would cut, with the model left as it was."""
-    result = compress(model, method, calibration, replace(options, undo=True))
+    result = compress(model, method, calibration, replace(options or Options(), undo=True))
     result.undo.undo()
     return result.plan
-
-

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from secateur.engine.calibrate import Calibration
 from secateur.engine.products import choose
 from secateur.engine.run import Home, Job, Options, finish, prepare
 from secateur.errors import Unsupported, require
-from secateur.io.checkpoint import _make_sparse as make_sparse
+from secateur.io.checkpoint import make_sparse, model_class_of
 from secateur.io.convert import copy_side_files
 from secateur.io.files import new_folder, write_atomic
 from secateur.io.manifest import write_manifest
@@ -43,7 +44,7 @@ def stream(
     out: Path,
     method: OneShot,
     calibration: Calibration | None,
-    options: Options = Options(),
+    options: Options | None = None,
     *,
     resume: bool = False,
     format: str = "dense",
@@ -65,9 +66,9 @@ def stream(
         Unsupported: the model stores its blocks under other names than it uses (some fused experts), or shares
             weights between blocks.
     """
-    start = time.perf_counter()
+    start, options = time.perf_counter(), options or Options()
     with TensorFolder(source) as tensors:
-        model = _empty_model(source)
+        model = _empty_model(source, tensors)
         names = _stored_names(model, tensors)
         key = _key(source, tensors, method, calibration, options)
         if workers.rank():  # the other workers measure and cut along, and write nothing
@@ -100,11 +101,17 @@ def _cut(
     job = prepare(home.model, method, calibration, options, home)
     shared = next((site for site in job.sites if site.uses > 1), None)
     if shared is not None:
-        raise Unsupported("the weight is shared by several modules", where=shared.name, fix="leave out --stream")
-    unknown = [n for b in job.blocks for n, _ in b.module.named_parameters(prefix=b.name) if n not in home.names]
+        raise Unsupported(
+            "the weight is shared by several modules", where=shared.name, fix="leave out --stream"
+        )
+    unknown = [
+        n for b in job.blocks for n, _ in b.module.named_parameters(prefix=b.name) if n not in home.names
+    ]
     if unknown:
         raise Unsupported(
-            f"the checkpoint stores {unknown[0]!r} under another name", where="stream", fix="leave out --stream"
+            f"the checkpoint stores {unknown[0]!r} under another name",
+            where="stream",
+            fix="leave out --stream",
         )
     job.undo.keep = False
     home.job = job
@@ -234,19 +241,17 @@ class _Folder(_Follower):
         self.job.evidence.update(part.made["evidence"])
 
 
-def _empty_model(source: Path) -> nn.Module:
+def _empty_model(source: Path, tensors: TensorFolder) -> nn.Module:
     """The model that config.json describes, its parameters without memory, its computed tables (rotary, ...) real."""
-    accelerate, transformers = require("accelerate", "hf"), require("transformers", "hf")
-    config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
-    named = getattr(transformers, str((getattr(config, "architectures", None) or [""])[0]), None)
+    accelerate = require("accelerate", "hf")
+    held = sum(prod(tensors.shape(name)) for name in tensors.names())
+    config, model_class = model_class_of(source, len(tensors.names()), held)
     with accelerate.init_empty_weights(include_buffers=False):
-        if named is not None and issubclass(named, transformers.PreTrainedModel):
-            return named(config).eval()
-        return transformers.AutoModelForCausalLM.from_config(config).eval()
+        return model_class(config).eval()
 
 
 def _stored_names(model: nn.Module, tensors: TensorFolder) -> dict[str, str]:
-    """Parameter name -> tensor name in the checkpoint, which may lack the head's prefix. Buffers found there are read."""
+    """Parameter name -> tensor name in the checkpoint, which may lack the head's prefix. Buffers are read."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     names = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
@@ -274,8 +279,10 @@ def _heads(tensors: TensorFolder) -> dict[str, dict[str, str]]:
 def _key(
     source: Path, tensors: TensorFolder, method: OneShot, calibration: Calibration | None, options: Options
 ) -> str:
-    """What makes two runs the same job: the source's files, the method, the calibration tokens, the way they are fed."""
-    files = [(f, (source / f).stat().st_size, (source / f).stat().st_mtime_ns) for f in sorted(tensors.shards)]
+    """What makes two runs the same job: the source's files, the method, the tokens, the way they are fed."""
+    files = [
+        (f, (source / f).stat().st_size, (source / f).stat().st_mtime_ns) for f in sorted(tensors.shards)
+    ]
     data = calibration.digest() if calibration else ""
     way = (options.feed, list(options.only), list(options.skip), options.batch, choose(options.products))
     text = json.dumps([files, name_of(method), method.settings(), data, way])

@@ -48,7 +48,7 @@ def compare(
     bench, calibrate = terms.bench(loaded), terms.calibrate(loaded)
 
     def keep(name: str, seed: int) -> Keep:
-        folder = Path(out or ".") / re.sub(r"[^\w.-]+", "-", f"{name}-seed{seed}")
+        folder = Path(out or ".") / re.sub(r"[^\w.-]+", "-", f"{name}-seed{seed}".replace("%", ""))
         return lambda found, row: save(
             loaded.model, folder, tokenizer=loaded.tokenizer, plan=found, source=loaded.folder, overwrite=True
         )

@@ -15,6 +15,7 @@ from secateur.errors import BadInput, Damaged, NoMatch, nearest
 from secateur.evaluate.choice import Question
 from secateur.io.header import strict_json
 
+_FIX = 'write {"context": "...", "options": ["...", "..."], "answer": 0}'
 _SPLITS = ("valid", "validation", "test", "dev", "train")
 
 
@@ -38,7 +39,7 @@ def read_questions(path: str | Path, limit: int | None = None) -> tuple[str, lis
         where = f"{path}, line {number}"
         row = strict_json(line.encode(), where)
         if not isinstance(row, dict):
-            raise BadInput("is no object", where=where, fix="give context, options and answer")
+            raise BadInput("is no object", where=where, fix=_FIX)
         found.append(_question(row, labels[number - 1] if labels else None, where))
     if not found:
         raise BadInput("holds no question", where=str(path))
@@ -54,7 +55,7 @@ def _question(row: dict[str, Any], label: int | None, where: str) -> Question:
         context, options, answer = row.get("context"), row.get("options"), row.get("answer")
         texts = [context, *(options if isinstance(options, list) else [None])]
     if not all(isinstance(text, str) for text in texts) or type(answer) is not int:
-        raise BadInput("lacks context, options or answer", where=where, fix="see secateur evaluate --help")
+        raise BadInput("lacks context, options or answer", where=where, fix=_FIX)
     return Question(str(context), tuple(options or ()), answer)
 
 

@@ -28,7 +28,15 @@ from secateur.io.manifest import check_manifest, read_manifest, write_manifest
 from secateur.io.tensors import TensorFolder
 from secateur.io.writer import TensorWriter
 
-__all__ = ["describe", "load_checkpoint", "load_state", "save_checkpoint", "verify"]
+__all__ = [
+    "describe",
+    "load_checkpoint",
+    "load_state",
+    "make_sparse",
+    "model_class_of",
+    "save_checkpoint",
+    "verify",
+]
 
 FORMATS = ("dense", "sparse")
 TIED = "secateur.tied"  # in the head of a plain module's file: name left out -> name that holds its values
@@ -93,7 +101,7 @@ def save_checkpoint(
             write_atomic(folder / name, data)
         _clean(folder)
         if format == "sparse":
-            _make_sparse(folder)
+            make_sparse(folder)
         write_manifest(folder)
     return out
 
@@ -232,7 +240,8 @@ def _clean(folder: Path) -> None:
         write_atomic(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _make_sparse(folder: Path) -> None:
+def make_sparse(folder: Path) -> None:
+    """Replace the dense weight files of a folder under construction by sparse ones."""
     with TensorFolder(folder) as tensors:
         write_sparse(tensors, folder)
         for file in tensors.shards:
@@ -273,12 +282,9 @@ def _build_transformers(
 ) -> torch.nn.Module:
     transformers = require("transformers", "hf")
     where = str(folder)
-    _refuse_bad_config(_read_config(folder), str(folder / "config.json"), len(state))
+    held = sum(tensor.numel() for tensor in state.values())
+    config, chosen = model_class_of(folder, len(state), held, model_class)
     with _quiet(), _one_line(where):
-        config = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-        chosen = _concrete(transformers, model_class, config, state, where)
         floating = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
         wanted = dtype or getattr(config, "dtype", None) or next(floating, torch.float32)
         model, info = chosen.from_pretrained(
@@ -300,22 +306,40 @@ def _build_transformers(
     return model
 
 
-def _concrete(transformers: Any, model_class: Any, config: Any, state: dict[str, Tensor], where: str) -> Any:
-    """The class to build, found by building it once without weights: an Auto class then tells what it would make, and a
-    config that describes another size of model is refused before any memory is taken for it."""
-    if model_class is None:
-        named = (getattr(config, "architectures", None) or [""])[0]
-        found = getattr(transformers, str(named), None)
-        right = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-        model_class = found if right else transformers.AutoModelForCausalLM
-    with torch.device("meta"):
-        auto = hasattr(model_class, "from_config")
-        empty = model_class.from_config(config, trust_remote_code=False) if auto else model_class(config)
-    described, held = (sum(t.numel() for t in tensors) for tensors in (empty.parameters(), state.values()))
+def model_class_of(
+    folder: Path, tensors: int, parameters: int, model_class: Any = None
+) -> tuple[Any, Any]:
+    """The transformers config of a folder and the class to build from it.
+
+    The class is built once without weights: an Auto class then tells what it would make, and a config that describes
+    another size of model is refused before any memory is taken for it.
+
+    Args:
+        tensors, parameters: how many the folder holds.   model_class: as for `load_checkpoint`.
+
+    Raises: as `load_checkpoint` does.
+    """
+    transformers, where = require("transformers", "hf"), str(folder)
+    _refuse_bad_config(_read_config(folder), str(folder / "config.json"), tensors)
+    with _quiet(), _one_line(where):
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        if model_class is None:
+            named = (getattr(config, "architectures", None) or [""])[0]
+            found = getattr(transformers, str(named), None)
+            right = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+            model_class = found if right else transformers.AutoModelForCausalLM
+        with torch.device("meta"):
+            auto = hasattr(model_class, "from_config")
+            empty = model_class.from_config(config, trust_remote_code=False) if auto else model_class(config)
+    described = sum(parameter.numel() for parameter in empty.parameters())
     packed = getattr(config, "quantization_config", None) is not None  # several entries in one number
-    if described > 2 * held + 1_000_000 and not packed:
-        raise Damaged(f"config.json describes {described} parameters, the weights hold {held}", where=where)
-    return type(empty)
+    if described > 2 * parameters + 1_000_000 and not packed:
+        raise Damaged(
+            f"config.json describes {described} parameters, the weights hold {parameters}", where=where
+        )
+    return config, type(empty)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from secateur.io.tensors import TensorFolder, read_stored
 
 NO_MANIFEST = "no manifest.json: damage to the weights cannot be seen"
 _GROUPS = (2, 4, 8, 16, 32)
+_CHUNK = 1 << 20  # entries looked at together: what bounds the memory taken beside the tensor
 _SIGN = {1: -(1 << 7), 2: -(1 << 15), 4: -(1 << 31), 8: -(1 << 63)}
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -106,7 +108,7 @@ def zero_pattern(weight: Tensor) -> str:
     >>> zero_pattern(torch.tensor([[1.0, 5, 0, 0], [0, 3, 0, 4]]))
     '2:4'
     """
-    kept = weight != 0
+    kept = weight if weight.dtype == torch.bool else weight != 0
     if weight.dim() < 2 or bool(kept.all()):
         return "dense" if bool(kept.all()) else "none"
     # [experts, out, in] counts as many rows; a convolution [out, in, h, w] as rows of in * h * w
@@ -115,17 +117,22 @@ def zero_pattern(weight: Tensor) -> str:
     if found:
         return found
     for axis, word in ((1, "row"), (0, "column")):
-        counts = kept.sum(axis)
-        if counts.numel() > 1 and bool((counts == counts[0]).all()) and int(counts[0]) > 0:
+        counts = np.count_nonzero(
+            kept.numpy(), axis=axis
+        )  # torch would first make eight bytes of every entry
+        if counts.size > 1 and counts[0] > 0 and bool((counts == counts[0]).all()):
             return word
     return "none"
 
 
 def _n_of_m(kept: Tensor) -> str:
     for m in _GROUPS:
-        if kept.shape[1] % m or kept.shape[1] == 0:
+        if kept.shape[1] % m or not kept.numel():
             continue
-        counts = kept.reshape(-1, m).sum(1)
+        # One full group in the first rows settles it for most tensors, before all of them are counted.
+        if int(_group_counts(kept[:16], m).max()) == m:
+            continue
+        counts = _group_counts(kept, m)
         n = int(counts.max())
         # Weights that were zero before the cut make a few groups poorer; a random mask makes most of them so.
         if 0 < n < m and float((counts == n).float().mean()) >= 0.9:
@@ -133,23 +140,33 @@ def _n_of_m(kept: Tensor) -> str:
     return ""
 
 
+def _group_counts(kept: Tensor, m: int) -> Tensor:
+    return kept.reshape(-1, m).to(torch.uint8).sum(1, dtype=torch.uint8)
+
+
 def _row(tensors: TensorFolder, name: str) -> dict[str, Any]:
     weight = tensors.get(name)
-    measurable = (
-        weight if weight.dtype.itemsize > 1 or weight.dtype in (torch.bool, torch.uint8, torch.int8) else None
-    )
-    values = weight.float() if measurable is None else weight  # float8 has no comparison of its own
-    zeros = weight.numel() - int((values != 0).sum())
-    floating = weight.is_floating_point() or weight.is_complex()
+    flat = weight.reshape(-1)
+    zeros = negative = strange = 0
+    kept = torch.empty(weight.numel(), dtype=torch.bool)
+    for start in range(0, weight.numel(), _CHUNK):
+        part = flat[start : start + _CHUNK]
+        values = part.float() if part.dtype.itemsize == 1 and part.is_floating_point() else part
+        kept[start : start + _CHUNK] = values != 0  # float8 has no comparison of its own
+        zeros += part.numel() - int(np.count_nonzero(kept[start : start + _CHUNK].numpy()))
+        if part.is_floating_point():
+            negative += _negative_zeros(part)
+        if part.is_floating_point() or part.is_complex():
+            strange += part.numel() - int(torch.isfinite(values).sum())
     return {
         "name": name,
         "shape": list(weight.shape),
         "dtype": str(weight.dtype).removeprefix("torch."),
         "density": 1 - zeros / weight.numel() if weight.numel() else 1.0,
         "zeros": zeros,
-        "negative_zeros": _negative_zeros(weight) if weight.is_floating_point() else 0,
-        "nonfinite": weight.numel() - int(torch.isfinite(values).sum()) if floating else 0,
-        "pattern": zero_pattern(values),
+        "negative_zeros": negative,
+        "nonfinite": strange,
+        "pattern": zero_pattern(kept.reshape(weight.shape)) if zeros else "dense",
         "bytes": tensors.stored_bytes(name),
         "stored": "sparse" if tensors.is_sparse(name) else "dense",
         "file": tensors.file(name),
@@ -157,9 +174,9 @@ def _row(tensors: TensorFolder, name: str) -> dict[str, Any]:
     }
 
 
-def _negative_zeros(weight: Tensor) -> int:
-    size = weight.element_size()
-    return int(weight.contiguous().reshape(-1).view(_INTEGER[size]).eq(_SIGN[size]).sum())
+def _negative_zeros(flat: Tensor) -> int:
+    size = flat.element_size()
+    return int(flat.view(_INTEGER[size]).eq(_SIGN[size]).sum())
 
 
 def _totals(rows: list[dict[str, Any]]) -> dict[str, Any]:

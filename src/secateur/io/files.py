@@ -39,7 +39,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     The mode follows the umask. Raises OSError as the system gives it; the old file is then still there.
     """
     path = Path(path)
-    temp = path.parent / _stray_name(path.name, "tmp")
+    temp = path.parent / stray_name(path.name, "tmp")
     raw = data.encode() if isinstance(data, str) else data
     try:
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -94,9 +94,7 @@ def inside(root: Path, name: str) -> Path:
     where = str(root)
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
         raise Damaged(f"names a file {name!r:.80}, which is no plain relative name", where=where)
-    if len(name) > 4000 or any(
-        len(part.encode(errors="surrogatepass")) > 255 for part in name.split("/")
-    ):
+    if len(name) > 4000 or any(len(part.encode(errors="surrogatepass")) > 255 for part in name.split("/")):
         raise Damaged(f"names a file {name!r:.80}, longer than any name", where=where)
     if name.startswith("/") or ".." in name.split("/"):
         raise Damaged(
@@ -195,7 +193,7 @@ def new_folder(final: Path, resume: str | None = None, fresh: bool = False) -> I
     if resume is not None and not _RESUME.match(f".x.resume-{resume}"):
         raise BadInput(f"resume key {resume!r:.80}: use 1 to 64 letters, digits, - or _")
     temp = final.parent / (
-        _stray_name(final.name, "tmp") if resume is None else f".{final.name}.resume-{resume}"
+        stray_name(final.name, "tmp") if resume is None else f".{final.name}.resume-{resume}"
     )
     with lock(final):
         _tidy(final, keep=None if fresh else temp)
@@ -239,7 +237,7 @@ def _into_place(temp: Path, final: Path) -> None:
     if not final.exists():
         os.rename(temp, final)
     elif not _exchange(temp, final):
-        old = final.parent / _stray_name(final.name, "old")
+        old = final.parent / stray_name(final.name, "old")
         os.rename(final, old)  # a kill between these two renames is mended by _tidy
         try:
             os.rename(temp, final)
@@ -329,7 +327,8 @@ def _tidy(final: Path, keep: Path | None, resumable: bool = False) -> list[Path]
     return removed
 
 
-def _stray_name(name: str, kind: str) -> str:
+def stray_name(name: str, kind: str) -> str:
+    """A hidden name beside `name` that `sweep` knows for what this process left, should it be killed."""
     return f".{name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
 
 

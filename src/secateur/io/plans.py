@@ -22,7 +22,7 @@ from torch import Tensor
 
 from secateur.core.plan import Kept, Plan
 from secateur.errors import BadInput, Damaged, Unsupported
-from secateur.io.files import _stray_name, open_regular, sync_folder
+from secateur.io.files import open_regular, stray_name, sync_folder
 from secateur.io.header import Header, read_header, strict_json
 from secateur.io.tensors import Shard, TensorWriter, read_stored
 
@@ -60,7 +60,7 @@ def save_plan(plan: Plan, path: Path | str) -> Path:
     }
     specs = {name: (torch.uint8, tuple(kept.bits.shape)) for name, kept in plan.sites.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.parent / _stray_name(path.name, "tmp")
+    temp = path.parent / stray_name(path.name, "tmp")
     try:
         with TensorWriter(temp, specs, metadata) as writer:
             for name, kept in plan.sites.items():

@@ -30,7 +30,7 @@ def gram(x: Tensor, smallest: int = 256) -> Tensor:
 
 
 class InputHessian:
-    """H = (2 / sequences) X^T X [in, in], float32 (sheet l-obs, step B1), with the inputs' sum for the bias row of L-OBS."""
+    """H = (2 / sequences) X^T X [in, in], float32 (sheet l-obs, step B1); the inputs' sum for the bias row of L-OBS."""
 
     def __init__(self, width: int) -> None:
         self.products = torch.zeros(width, width)
@@ -108,5 +108,9 @@ class InputHessian:
                 if bool(torch.isfinite(upper).all()):
                     return upper.contiguous(), used
             if used >= 1:
-                raise BadInput("Hessian cannot be factored even at damping 1", where=name, fix="use more calibration samples")
+                raise BadInput(
+                    "Hessian cannot be factored even at damping 1",
+                    where=name,
+                    fix="use more calibration samples",
+                )
             used = min(1.0, max(used, 1e-4) * 10)

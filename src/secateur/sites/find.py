@@ -106,13 +106,17 @@ def pick(blocks: Sequence[Block], only: Sequence[str] = (), skip: Sequence[str] 
     """
     names = [s.name for block in blocks for s in block.sites]
 
-    def matches(name: str, glob: str) -> bool:  # a full name matches itself: an expert's index [3] is no glob there
+    def matches(
+        name: str, glob: str
+    ) -> bool:  # a full name matches itself: an expert's index [3] is no glob there
         return name == glob or fnmatch.fnmatchcase(name, glob)
 
     for glob in (*only, *skip):
         if not any(matches(name, glob) for name in names):
             tails = sorted({name.rsplit(".", 1)[-1] for name in names})
-            raise NoMatch(f"{glob!r} matches no site", where="sites", fix=nearest(glob.strip("*."), [*tails, *names]))
+            raise NoMatch(
+                f"{glob!r} matches no site", where="sites", fix=nearest(glob.strip("*."), [*tails, *names])
+            )
 
     def wanted(name: str) -> bool:
         return (not only or any(matches(name, g) for g in only)) and not any(matches(name, g) for g in skip)
@@ -137,7 +141,9 @@ def _repeats(module: nn.Module) -> bool:
         return False
     if len({type(child) for child in children}) == 1:
         return True
-    return isinstance(module, nn.ModuleList) and all(any(True for _ in _sites_in(child, "", {})) for child in children)
+    return isinstance(module, nn.ModuleList) and all(
+        any(True for _ in _sites_in(child, "", {})) for child in children
+    )
 
 
 def _storage(parameter: Tensor) -> tuple[int, ...]:
@@ -156,8 +162,11 @@ def _count_uses(model: nn.Module) -> dict[tuple[int, ...], int]:
 
 
 def _sites_in(module: nn.Module, prefix: str, uses: dict[tuple[int, ...], int]) -> Iterator[WeightSite]:
+    routers = _routers(module)
     for name, owner in module.named_modules(prefix=prefix):
         weight = getattr(owner, "weight", None)
+        if id(owner) in routers:
+            continue
         if isinstance(owner, nn.Linear) and isinstance(weight, Tensor):
             shape = (weight.shape[0], weight.shape[1])
             yield WeightSite(Site(name, shape), owner, uses=uses.get(_storage(weight), 1))
@@ -168,8 +177,19 @@ def _sites_in(module: nn.Module, prefix: str, uses: dict[tuple[int, ...], int]) 
             yield from _experts(owner, name, uses)
 
 
+def _routers(module: nn.Module) -> set[int]:
+    """Ids of the Linears that weigh experts: beside the experts, with one output for each of them, or one for all."""
+    found: set[int] = set()
+    for parent in module.modules():
+        counts = {getattr(m, "num_experts", None) for m in (parent, *parent.children())} - {None}
+        if counts:
+            beside = [child for child in parent.children() if isinstance(child, nn.Linear)]
+            found |= {id(child) for child in beside if child.out_features in counts | {1}}
+    return found
+
+
 def _experts(owner: nn.Module, prefix: str, uses: dict[tuple[int, ...], int]) -> Iterator[WeightSite]:
-    """Fused [experts, out, in] parameters ([experts, in, out] where the module says `is_transposed`), one site an expert."""
+    """Fused [experts, out, in] parameters ([experts, in, out] where `is_transposed` says so), one site an expert."""
     transposed = bool(getattr(owner, "is_transposed", False))
     for name, parameter in owner.named_parameters(recurse=False):
         if parameter.dim() != 3 or "bias" in name:
@@ -182,7 +202,13 @@ def _experts(owner: nn.Module, prefix: str, uses: dict[tuple[int, ...], int]) ->
 
 
 def check_dtype(site: WeightSite) -> None:
-    """Refuse weights that are not plain floating-point numbers (packed integers of a quantised model)."""
+    """Refuse weights that are not plain floating-point parameters (packed integers, or computed at every forward)."""
+    if site.parameter not in site.owner._parameters:
+        raise Unsupported(
+            "its weight is computed from other tensors",
+            where=site.name,
+            fix="remove the parametrisation or mask first",
+        )
     dtype = getattr(site.owner, site.parameter).dtype
     if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise Unsupported(f"weights of type {dtype}", where=site.name, fix="load the model dequantised")

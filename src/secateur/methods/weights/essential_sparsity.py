@@ -29,7 +29,9 @@ class EssentialSparsity(OneShot):
 
     card = Card(
         paper="The Emergence of Essential Sparsity in Large Pre-trained Models (2023)",
-        unit=Unit.WEIGHT, when="after", criterion="|w|",
+        unit=Unit.WEIGHT,
+        when="after",
+        criterion="|w|",
     )
 
     def __post_init__(self) -> None:

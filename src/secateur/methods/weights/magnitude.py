@@ -27,7 +27,9 @@ class Magnitude(OneShot):
 
     card = Card(
         paper="Learning both Weights and Connections for Efficient Neural Networks (2015)",
-        unit=Unit.WEIGHT, when="after", criterion="|w|",
+        unit=Unit.WEIGHT,
+        when="after",
+        criterion="|w|",
     )
 
     def score(self, weight: Tensor, signal: None, site: Site) -> Tensor:

@@ -38,7 +38,9 @@ class Random(OneShot):
 
     card = Card(
         paper="The Unreasonable Effectiveness of Random Pruning (2022)",
-        unit=Unit.WEIGHT, when="after", criterion="none",
+        unit=Unit.WEIGHT,
+        when="after",
+        criterion="none",
     )
     claims = ("nested", "scale")  # drawn by position
 

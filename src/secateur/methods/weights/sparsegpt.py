@@ -42,7 +42,9 @@ class SparseGPT(OneShot):
 
     card = Card(
         paper="SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot (2023)",
-        unit=Unit.WEIGHT, when="after", criterion="w^2 / [H^-1]_jj, conditional on the columns before",
+        unit=Unit.WEIGHT,
+        when="after",
+        criterion="w^2 / [H^-1]_jj, conditional on the columns before",
     )
     needs = InputHessian
     updates = True
@@ -51,7 +53,9 @@ class SparseGPT(OneShot):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.blocksize < 1:
-            raise BadInput(f"{self.blocksize} columns", where="blocksize", fix="use 1 or more; the paper has 128")
+            raise BadInput(
+                f"{self.blocksize} columns", where="blocksize", fix="use 1 or more; the paper has 128"
+            )
         if not 0 <= self.damping <= 1:
             raise BadInput(f"{self.damping!r} is not in [0, 1]", where="damping", fix="the paper has 0.01")
 
@@ -119,7 +123,7 @@ def solve(
 
 
 def _share(pattern: Pattern, out: int, a: int, b: int, sparsity: float) -> float:
-    """The sparsity of columns a..b that keeps the running count exact: what is due up to b less what was due up to a."""
+    """The sparsity of columns a..b that keeps the running count exact: what is due up to b less what was by a."""
     if isinstance(pattern, PerColumn):
         return sparsity
     group = 1 if isinstance(pattern, PerRow) else out

@@ -37,14 +37,18 @@ class Wanda(OneShot):
 
     card = Card(
         paper="A Simple and Effective Pruning Approach for Large Language Models (2023)",
-        unit=Unit.WEIGHT, when="after", criterion="|w| * ||x||",
+        unit=Unit.WEIGHT,
+        when="after",
+        criterion="|w| * ||x||",
     )
     needs = InputNorms
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.share and not isinstance(self.pattern, PerRow):
-            raise BadInput(f"share works on rows, not on {self.pattern}", where="share", fix="leave --pattern out")
+            raise BadInput(
+                f"share works on rows, not on {self.pattern}", where="share", fix="leave --pattern out"
+            )
 
     def score(self, weight: Tensor, signal: InputNorms, site: Site) -> Tensor:
         return weight.abs().float() * signal.norm
