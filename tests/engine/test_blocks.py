@@ -48,7 +48,8 @@ def test_the_replay_hands_every_block_exactly_what_the_model_would() -> None:
                 "turn",
             }
             assert torch.equal(kwargs["mask"], wanted_kwargs["mask"]), "another block's mask"
-            walk.advance([walk.forward(0)])
+            walk.step(0)
+            walk.advance()
 
 
 def test_walking_leaves_no_trace() -> None:
@@ -60,7 +61,9 @@ def test_walking_leaves_no_trace() -> None:
     with torch.enable_grad():
         with Walk(model, find_blocks(model), batches(tokens(), 3)) as walk:
             assert not torch.is_grad_enabled() and not any(m.training for m in model.modules())
-            walk.advance([walk.forward(i) for i in range(2)])
+            for i in range(2):
+                walk.step(i)
+            walk.advance()
             walk.forward(0)
         assert torch.is_grad_enabled() and state(model) == before and model.layers[2].forward is own
 

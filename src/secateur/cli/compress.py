@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         result = compress(
             flags.model_of(args, listen, named=streaming, out=out),
             method,
-            args.calibration,
+            flags.source_of(args.calibration),
             out=out,
             listen=listen,
             undo=False,  # the weights are on disk: nothing is gained by holding them twice

@@ -90,6 +90,7 @@ def _shown(row: dict[str, Any]) -> str:
     lines["FLOPs per token"] = how.quantity(row["flops"])
     lines["peak memory"] = how.megabytes(row["peak_mb"])
     if row["tokens_per_second"] is not None:
+        lines["tokens read a second"] = how.speed(row["prefill_per_second"])
         lines["tokens written a second"] = how.speed(row["tokens_per_second"])
     width = max(map(len, lines)) + 2
     return "\n".join([*(f"{name:<{width}}{value}" for name, value in lines.items()), *row["notes"]])

@@ -23,7 +23,7 @@ MODEL_HELP = "a local folder, a .gguf file, a hub name, or smollm2-135m (embedde
 TEXT_HELP = "text file, folder, .jsonl, hub:NAME, .npy of token ids, or embedded"
 _COMMON = ("sparsity", "pattern", "allocate", "seed")
 _DRAW = ("samples", "length", "field")
-_WALK = ("feed", "only", "skip", "batch")
+_WALK = ("feed", "only", "skip", "batch", "products")
 _BUDGETS = {
     "params": "parameters left",
     "bytes": "bytes left, in the sparse format",
@@ -56,7 +56,7 @@ def walk_flags(parser: Parser) -> None:
     """How the model is walked."""
     group = parser.add_argument_group("walk")
     group.add_argument("--feed", default="layer", help="block, layer (default) or none; see docs")
-    group.add_argument("--batch", type=whole(), default=8, help="samples a forward pass (default: 8)")
+    group.add_argument("--batch", type=whole(), default=4, help="samples a forward pass (default: 4)")
     group.add_argument("--products", default="auto", help="on a CPU: float32, bfloat16 or auto (default)")
     group.add_argument(
         "--only", action="append", default=[], metavar="GLOB", help="cut these sites only; repeatable"
@@ -234,7 +234,7 @@ def terms_of(args: argparse.Namespace, listen: Any) -> Terms:
     from secateur.evaluate.terms import Terms
 
     return Terms(
-        calibration=args.calibration,
+        calibration=source_of(args.calibration),
         text=text_of(args),
         eval_length=args.eval_length,
         windows=args.windows,
@@ -246,12 +246,19 @@ def terms_of(args: argparse.Namespace, listen: Any) -> Terms:
 
 
 def text_of(args: argparse.Namespace) -> str:
-    """The evaluation source that --text or --tokens names."""
+    """The evaluation source that --text or --tokens names; an array of token ids must be there."""
     if args.text is not None and args.tokens is not None:
         raise BadInput("text and tokens", where="evaluation", fix="give one of --text and --tokens")
     if args.tokens is not None and not args.tokens.endswith(".npy"):
         raise BadInput(f"{args.tokens!r} is no .npy file", where="--tokens", fix="text goes to --text")
-    return args.tokens or args.text or "embedded"
+    return source_of(args.tokens or args.text) or "embedded"
+
+
+def source_of(name: str | None) -> str | None:
+    """A source of text or ids as it was named; an array that is not there is told before any model is loaded."""
+    if name is not None and name.endswith(".npy"):
+        existing(name)
+    return name
 
 
 def results_folder(args: argparse.Namespace, default: str) -> Path:

@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     flags.check_file(out, args.overwrite)
     with workers.group(args.device), progress(args.quiet or args.json) as listen:
         model = flags.model_of(args, listen)
-        made = plan(model, method, args.calibration, listen=listen, **flags.walk_of(args))
+        source = flags.source_of(args.calibration)
+        made = plan(model, method, source, listen=listen, **flags.walk_of(args))
         first = workers.rank() == 0
     if first:
         save_plan(made, out)

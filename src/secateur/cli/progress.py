@@ -32,18 +32,19 @@ class Lines:
     """At most one line every ten seconds, so that a log stays readable and a short job says nothing."""
 
     def __init__(self) -> None:
-        self._last = self._began = time.monotonic()
+        self._printed = self._heard = self._began = time.monotonic()
         self._stage = ""
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
-        if event.stage != self._stage:
-            self._stage, self._began = event.stage, now
-        if now - self._last < EVERY:
+        if event.stage != self._stage:  # it began when the stage before it had its last event
+            self._stage, self._began = event.stage, self._heard
+        self._heard = now
+        if now - self._printed < EVERY:
             return
-        self._last = now
+        self._printed = now
         left = ""
-        if event.done:
+        if 0 < event.done < event.total:
             left = f", about {(now - self._began) / event.done * (event.total - event.done):.0f} s left"
         print(f"{event.stage}: {event.done} of {event.total}{left}", file=sys.stderr, flush=True)
 

@@ -132,9 +132,13 @@ class Walk:
         with _readable(not block.name):
             return block.module(*args, **kwargs)
 
-    def advance(self, outputs: list[Any]) -> None:
-        """Step past the block with these outputs, one a batch."""
-        self.outputs, self.index = outputs, self.index + 1
+    def step(self, batch: int) -> None:
+        """Take one batch through block `index`: what the block returns replaces what the one before returned."""
+        self.outputs[batch] = check_output(self.forward(batch), self.blocks[self.index])
+
+    def advance(self) -> None:
+        """Go on to the next block, once every batch has been stepped through this one."""
+        self.index += 1
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Options:
     feed: Feed = "layer"
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
-    batch: int = 8
+    batch: int = 4
     products: Products = "auto"
     undo: bool = True
     listen: Listener = silent
@@ -142,9 +142,10 @@ class Job:
 
                 with self.home.block(block):
                     with Watch([*own, *shared], see):
-                        outputs = [check_output(walk.forward(i), block) for i in range(len(batches))]
+                        for i in range(len(batches)):
+                            walk.step(i)
                     yield block, within.finish(self.samples)
-                walk.advance(outputs)
+                walk.advance()
                 self.tell(stage, done + 1, block.name)
         if shared:
             yield Block("shared", nn.Identity(), tuple(shared)), across.finish(self.samples)
@@ -300,16 +301,18 @@ class Job:
         with Walk(self.model, self.blocks, batches) as walk:
             for done, block in enumerate(self.blocks):
                 with self.home.block(block):
-                    if self.home.finished(block):
-                        outputs = [walk.forward(i) for i in range(len(batches))]
-                    elif self.options.feed == "block":
-                        outputs = self._block(walk, block, len(batches))
+                    if not self.home.finished(block) and self.options.feed == "layer":
+                        self._layer(walk, block)
                     else:
-                        outputs = self._layer(walk, block)
-                walk.advance(outputs)
+                        if not self.home.finished(block):
+                            self._measure_and_cut(walk, block, len(batches))
+                        if block is not self.blocks[-1]:
+                            for i in range(len(batches)):
+                                walk.step(i)
+                walk.advance()
                 self.tell("cut", done + 1, block.name)
 
-    def _block(self, walk: Walk, block: Block, batches: int) -> list[Any]:
+    def _measure_and_cut(self, walk: Walk, block: Block, batches: int) -> None:
         measure = Measure(self.method.needs or InputNorms, block.sites)
         with Watch(block.sites, measure.see):
             for i in range(batches):
@@ -317,10 +320,8 @@ class Job:
         signals = measure.finish(self.samples)
         for site in block.sites:
             self.cut(site, signals[site.name])
-        last = block is self.blocks[-1]
-        return [None] * batches if last else [check_output(walk.forward(i), block) for i in range(batches)]
 
-    def _layer(self, walk: Walk, block: Block) -> list[Any]:
+    def _layer(self, walk: Walk, block: Block) -> None:
         measure = Measure(self.method.needs or InputNorms, block.sites)
         done: set[str] = set()
 
@@ -331,11 +332,10 @@ class Job:
             self.cut(site, measure.one(site, x, self.samples))
 
         with Watch(block.sites, see):
-            output = check_output(walk.forward(0), block)
+            walk.step(0)
         for site in block.sites:
             if site.name not in done:
                 self.cut(site, None)
-        return [output]
 
 
 @dataclass

@@ -29,6 +29,8 @@ def group(device: str = "cpu") -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or world() > 1:
         yield
         return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield
@@ -40,9 +42,10 @@ def merge(signals: Iterable[Any]) -> None:
     """Add up every signal over the workers, in place; all workers must pass the same sites in the same order."""
     if world() == 1:
         return
+    where = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")  # nccl sums on its own device only
     for signal in signals:
-        for tensor in signal.tensors():
-            dist.all_reduce(tensor)
-        tokens = torch.tensor(signal.tokens)
-        dist.all_reduce(tokens)
+        for tensor in (*signal.tensors(), tokens := torch.tensor(signal.tokens)):
+            summed = tensor.to(where)
+            dist.all_reduce(summed)
+            tensor.copy_(summed)
         signal.tokens = int(tokens)

@@ -58,7 +58,7 @@ class Bench:
         text: perplexity and next-token accuracy on these tokens; None leaves them out.
         questions: sets of choice questions by name.   tasks: of lm-evaluation-harness (`include`: task files).
         prompt: is continued by `new_tokens` tokens, greedily; empty leaves it out.
-        speed: also measure tokens written a second.
+        speed: also measure tokens read and written a second.
         folder: where the dense weights lie, for their bytes on disk.
     """
 
@@ -123,7 +123,7 @@ class Bench:
         with PeakMemory() as peak:
             metrics = self.metrics(name)
             sample = self._continue(name) if self.prompt else None
-        speed = self._speed(name) if self.speed else None
+        speed = self._speed(name) if self.speed else {}
         return {
             "name": name,
             "method": method,
@@ -136,7 +136,8 @@ class Bench:
             "flops": size.flops,
             "seconds": None,
             "peak_mb": peak.mb,
-            "tokens_per_second": speed,
+            "tokens_per_second": speed.get("decode"),
+            "prefill_per_second": speed.get("prefill"),
             "metrics": metrics,
             "folder": None,
             "sample": sample,
@@ -173,9 +174,9 @@ class Bench:
         self._tell(name, "prompt", 1, 1)
         return text
 
-    def _speed(self, name: str) -> float:
+    def _speed(self, name: str) -> dict[str, float]:
         self._tell(name, "speed", 0, 1)
-        found = measure_speed(self.model)["decode"]
+        found = measure_speed(self.model)
         self._tell(name, "speed", 1, 1)
         return found
 

@@ -39,7 +39,7 @@ class Terms:
     feed: str = "layer"
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
-    batch: int = 8
+    batch: int = 4
     products: str = "auto"
     text: Any = "embedded"
     eval_length: int | None = None
