@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("secateur", deadline=None)  # a busy machine is no failure
+settings.load_profile("secateur")
 
 
 @pytest.fixture(scope="session")

@@ -66,9 +66,23 @@ def test_third_party_method_passes_without_registration() -> None:
     assert skipped == {"unknown_setting", "nan_signal", "sample_order", "oracle", "batch_split"}
 
 
-def test_settings_reach_the_method() -> None:
-    (result,) = check_method(Wanda, only=["exact_counts"], settings={"pattern": "1:2"})
-    assert result.ok
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("wanda", {"pattern": "2:4"}),
+        ("sparsegpt", {"pattern": "1:4"}),
+        ("sparsegpt", {"blocksize": 4, "pattern": "row"}),
+        pytest.param("l_obs", {"exact": True}, marks=pytest.mark.slow),
+        ("essential_sparsity", {"pattern": "2:4"}),
+        ("magnitude", {"allocate": "global"}),
+        ("wanda", {"allocate": "owl", "pattern": "layer"}),
+        ("random", {"allocate": "erk", "seed": 3}),
+    ],
+)
+def test_methods_pass_with_other_settings_too(name: str, settings: dict[str, Any]) -> None:
+    results = check_method(name, settings=settings)
+    assert [str(r) for r in results if not r.ok] == []
+    assert sum(r.status == "passed" for r in results) >= 25
 
 
 class Writes(Magnitude):

@@ -31,7 +31,7 @@ _TABLES: dict[str, dict[str, Any]] = {
     "calibration": {"source": "embedded", "field": "text", "samples": 128, "length": 512, "seed": 0},
     "walk": {
         "feed": "layer",
-        "batch": 8,
+        "batch": 4,
         "products": "auto",
         "only": [],
         "skip": [],

@@ -16,6 +16,7 @@ from secateur.engine import workers
 from secateur.engine.run import Options, compress
 from secateur.errors import BadInput, SecateurError, Unsupported
 from secateur.io.plans import load_plan, save_plan
+from secateur.methods.weights.l_obs import LOBS
 from secateur.methods.weights.magnitude import Magnitude
 from secateur.methods.weights.sparsegpt import SparseGPT
 from secateur.methods.weights.wanda import Wanda
@@ -29,6 +30,7 @@ JOBS: dict[str, tuple[Any, str]] = {
     "wanda global": (Wanda(allocate="global", pattern="layer"), "block"),
     "wanda owl": (Wanda(allocate="owl", pattern="layer"), "block"),
     "sparsegpt": (SparseGPT(), "block"),
+    "l_obs": (LOBS(damping=1e-3), "none"),  # divides by the tokens of all workers
     "magnitude": (Magnitude(), "none"),
 }
 

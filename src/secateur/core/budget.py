@@ -71,13 +71,15 @@ class Budget:
             total = sum(site.size * site.price for site in sites) * unit_cost
         if not fixed < limit:
             raise Infeasible(
-                f"{limit:g} is not reached even with every unit cut",
+                f"{limit:.0f} is not reached even with every unit cut",
                 where="budget",
-                fix=f"at least {fixed + 1:g}",
+                fix=f"at least {fixed + 1:.0f}",
             )
         if limit > fixed + total:
             raise Infeasible(
-                f"{limit:g} is more than the model has", where="budget", fix=f"at most {fixed + total:g}"
+                f"{limit:.0f} is more than the model has",
+                where="budget",
+                fix=f"at most {fixed + total:.0f}",
             )
         return 1 - (limit - fixed) / total
 

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -51,6 +52,7 @@ class Cut:
         score: what was ranked, for the digest.
         error: relative output error ||(W' - W) X||_F / ||W X||_F, where the signal tells it.
         notes: lines for the report.
+        facts: figures by name, for `conclude`.
     """
 
     keep: Tensor
@@ -59,6 +61,7 @@ class Cut:
     score: Tensor | None = None
     error: float | None = None
     notes: tuple[str, ...] = ()
+    facts: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,10 @@ class OneShot(ABC):
         """Decide one site; nothing is changed. A method that updates weights overrides this."""
         score = self.score(weight, signal, site)
         return Cut(keep=self.select(score, sparsity), score=score)
+
+    def conclude(self, facts: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Lines for the report once every site is cut, from the sites' `Cut.facts` in the order of the model."""
+        return []
 
     def settings(self) -> dict[str, Any]:
         """The fields as JSON values."""

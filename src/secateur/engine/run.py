@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -103,6 +103,7 @@ class Job:
     plan: Plan
     sparsity: dict[str, float] = field(default_factory=dict)
     evidence: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Mapping[str, float]] = field(default_factory=dict)
     blind: int = 0
 
     @property
@@ -180,6 +181,8 @@ class Job:
                     f"the method returned a mask {keep.dtype} {tuple(keep.shape)}", where=site.name
                 )
             notes.extend(cut.notes)
+            if cut.facts is not None:
+                self.facts[site.name] = cut.facts
             if cut.error is not None:
                 self.plan.errors[site.name] = cut.error
         values = (
@@ -418,6 +421,7 @@ def finish(job: Job, start: float) -> Result:
     job.plan.sites = {name: job.plan.sites[name] for name in order}
     evidence = "".join(job.evidence.get(name, "") for name in order)
     job.plan.score_digest = hashlib.sha256(evidence.encode()).hexdigest()
+    job.plan.notes.extend(job.method.conclude({name: job.facts[name] for name in order if name in job.facts}))
     return Result(job.model, job.plan, job.undo, time.perf_counter() - start)
 
 

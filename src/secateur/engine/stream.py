@@ -32,7 +32,7 @@ from secateur.io.checkpoint import make_sparse, model_class_of
 from secateur.io.convert import copy_side_files
 from secateur.io.files import new_folder, write_atomic
 from secateur.io.manifest import write_manifest
-from secateur.io.plans import load_plan, save_plan
+from secateur.io.plans import load_plan, plan_json, save_plan
 from secateur.io.tensors import FolderWriter, TensorFolder
 from secateur.sites.find import Block
 
@@ -60,7 +60,7 @@ def stream(
         extra: small files to write beside the weights.
 
     Returns:
-        The plan; `out` also holds it, as plan.safetensors.
+        The plan; `out` holds all of it but the bits, which are its zeros, as plan.json.
 
     Raises:
         Unsupported: the model stores its blocks under other names than it uses (some fused experts), or shares
@@ -85,8 +85,8 @@ def stream(
                     writer.put(name, tensors.get(name))
             for part in folder.glob("part-*.plan"):
                 part.unlink()
-            copy_side_files(source, folder, set(tensors.shards), skip={"plan.safetensors"}, everything=True)
-            save_plan(plan, folder / "plan.safetensors")
+            copy_side_files(source, folder, set(tensors.shards), skip={"plan.json"}, everything=True)
+            write_atomic(folder / "plan.json", plan_json(plan))
             for name, data in (extra or {}).items():
                 write_atomic(folder / name, data)
             if format == "sparse":
@@ -228,6 +228,7 @@ class _Folder(_Follower):
             "block": block.name,
             "tensors": [self.names[name] for name in names],
             "evidence": {name: self.job.evidence[name] for name in sites if name in self.job.evidence},
+            "facts": {name: dict(self.job.facts[name]) for name in sites if name in self.job.facts},
         }
         if part.sites:  # a block whose sites are all skipped is simply written again
             save_plan(part, self.folder / _PART.format(self.count))
@@ -239,6 +240,7 @@ class _Folder(_Follower):
         plan.errors.update(part.errors)
         plan.notes.extend(part.notes)
         self.job.evidence.update(part.made["evidence"])
+        self.job.facts.update(part.made["facts"])
 
 
 def _empty_model(source: Path, tensors: TensorFolder) -> nn.Module:

@@ -42,7 +42,9 @@ def merge(signals: Iterable[Any]) -> None:
     """Add up every signal over the workers, in place; all workers must pass the same sites in the same order."""
     if world() == 1:
         return
-    where = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")  # nccl sums on its own device only
+    where = torch.device(
+        "cuda" if dist.get_backend() == "nccl" else "cpu"
+    )  # nccl sums on its own device only
     for signal in signals:
         for tensor in (*signal.tensors(), tokens := torch.tensor(signal.tokens)):
             summed = tensor.to(where)

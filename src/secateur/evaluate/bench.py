@@ -154,7 +154,7 @@ class Bench:
             found = perplexity(
                 self.model, self.text.ids, progress=lambda a, b: self._tell(name, "perplexity", a, b)
             )
-            out |= {key: found[key] for key in ("perplexity", "accuracy", "loss")}
+            out |= {key: found[key] for key in ("perplexity", "accuracy")}
         for title, questions in self.questions.items():
             found = choice_accuracy(
                 self.model,

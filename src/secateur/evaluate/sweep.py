@@ -119,9 +119,9 @@ def sweep_rows(
 def knees(rows: Sequence[Row]) -> Knees:
     """The knee by every rule, from the rows' measured sparsity and mean loss; points of one sparsity count once."""
     curve = {
-        row["sparsity"]: row["metrics"]["loss"]
+        row["sparsity"]: math.log(row["metrics"]["perplexity"])
         for row in sorted(rows, key=lambda row: row["sparsity"])
-        if math.isfinite(row["metrics"]["loss"])
+        if math.isfinite(row["metrics"]["perplexity"])
     }
     if len(curve) < 3:
         return {}

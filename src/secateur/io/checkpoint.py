@@ -306,9 +306,7 @@ def _build_transformers(
     return model
 
 
-def model_class_of(
-    folder: Path, tensors: int, parameters: int, model_class: Any = None
-) -> tuple[Any, Any]:
+def model_class_of(folder: Path, tensors: int, parameters: int, model_class: Any = None) -> tuple[Any, Any]:
     """The transformers config of a folder and the class to build from it.
 
     The class is built once without weights: an Auto class then tells what it would make, and a config that describes

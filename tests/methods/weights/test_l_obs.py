@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from secateur.core.method import Cut
 from secateur.core.units import Site
+from secateur.engine.calibrate import Calibration
+from secateur.engine.run import Options, compress
 from secateur.methods.weights.l_obs import LOBS, bound, invert, least_squares, moments, surgeon
 from secateur.signals.hessian import InputHessian
 from tests.oracles import floor_count, inputs, measured, slow_l_obs, weights
@@ -183,3 +186,19 @@ def test_the_bound_holds_on_random_relu_networks(seed: int) -> None:
 
 def test_the_bound_by_hand() -> None:
     assert bound([1.0, 2.0, 3.0], [10.0, 20.0, 30.0]) == 3 + 2 * 30 + 1 * 20 * 30
+
+
+def test_a_run_reports_the_bound_and_it_holds() -> None:
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10), torch.nn.ReLU(), torch.nn.Linear(10, 4)
+    )
+    x = torch.randn(64, 12)
+    data = Calibration(tuple({"input": row} for row in x), "noise")
+    with torch.no_grad():
+        before = model(x)
+        result = compress(model, LOBS(sparsity=0.5), data, Options(feed="none", products="float32"))
+        moved = float((model(x) - before).norm()) / math.sqrt(len(x))
+    (line,) = [note for note in result.plan.notes if note.startswith("error bound")]
+    limit = float(line.rsplit(" ", 1)[1])
+    assert 0 < moved <= limit

@@ -122,8 +122,9 @@ def test_a_tiny_sparsity_leaves_every_weight_alone() -> None:
     )
 
 
-def test_dead_inputs_lose_their_weights_and_disturb_nothing() -> None:
-    weight, x = weights(10, 16), inputs(80, 16)
+@pytest.mark.parametrize("size", [0.01, 100.0])
+def test_dead_inputs_lose_their_weights_and_disturb_nothing(size: float) -> None:
+    weight, x = weights(10, 16), inputs(80, 16) * size  # small inputs: a dead one's diagonal of 1 is the largest
     x[:, [3, 9]] = 0
     found = cut(weight, x, pattern="row", sparsity=0.5)
     assert (
@@ -200,6 +201,13 @@ def test_its_score_ranks_by_the_inverse_hessian() -> None:
     )
     torch.testing.assert_close(score.double(), wanted, rtol=1e-3, atol=1e-6)
     assert PerRow().select(score, 0.5).sum() == 36
+
+
+def test_a_ranking_over_the_model_lets_dead_inputs_go_first() -> None:
+    weight, x = weights(6, 12), inputs(60, 12) * 100
+    x[:, 4] = 0
+    score = SparseGPT().score(weight, measured(InputHessian, x), Site("w", (6, 12)))
+    assert not score[:, 4].any() and (score[:, :4] > 0).all()
 
 
 def test_the_weights_given_are_not_changed() -> None:

@@ -18,7 +18,7 @@ Paper:   Learning to Prune Deep Neural Networks via Layer-wise Optimal Brain Sur
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,10 +73,18 @@ class LOBS(OneShot):
         score = theta[:, :width].square() / (2 * inverse.diagonal()[:width])
         keep = self.select(score.float(), sparsity)
         new = least_squares(theta, hessian, keep) if self.exact else surgeon(theta, inverse, keep, score)
-        change = new - theta
-        error = math.sqrt(_energy(change, hessian) / max(_energy(theta, hessian), 1e-300))
+        energy = _energy(new - theta, hessian)
+        error = math.sqrt(energy / max(_energy(theta, hessian), 1e-300))
+        facts = {"error": math.sqrt(energy), "norm": float(new.norm())}
         new_bias = None if bias is None else new[:, width].to(bias.dtype)
-        return Cut(keep, new[:, :width].float(), new_bias, score, error, notes)
+        return Cut(keep, new[:, :width].float(), new_bias, score, error, notes, facts)
+
+    def conclude(self, facts: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Theorem 3.2 for the layers as a chain, which a Sequential of Linear and ReLU is, and a transformer is not."""
+        limit = bound([fact["error"] for fact in facts.values()], [fact["norm"] for fact in facts.values()])
+        return [
+            f"error bound (theorem 3.2, a chain of these layers with 1-Lipschitz activations): {limit:.4g}"
+        ]
 
 
 def moments(signal: InputHessian, bias: bool) -> Tensor:

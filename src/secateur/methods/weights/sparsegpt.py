@@ -61,7 +61,9 @@ class SparseGPT(OneShot):
 
     def score(self, weight: Tensor, signal: InputHessian, site: Site) -> Tensor:
         """W^2 / R_jj^2 on the weights as they came (inside a run it is taken on the weights as updated so far)."""
-        alive = weight.float().masked_fill(signal.products.diagonal() == 0, 0)  # dead inputs' weights go first
+        alive = weight.float().masked_fill(
+            signal.products.diagonal() == 0, 0
+        )  # dead inputs' weights go first
         return (alive / signal.inverse_factor(self.damping, site.name, []).diagonal()).square()
 
     def cut(
