@@ -19,7 +19,7 @@ def arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     group.add_argument(
         "--choice", nargs="+", default=[], metavar="FILE", help="choice questions, JSONL (PIQA's too)"
     )
-    group.add_argument("--limit", type=whole(), help="only the first N questions of each file")
+    group.add_argument("--limit", type=whole(), help="only the first N questions of each file or task")
     group.add_argument(
         "--harness", type=words, default=[], metavar="TASKS", help="lm-evaluation-harness: hellaswag,..."
     )

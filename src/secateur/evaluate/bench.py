@@ -56,7 +56,8 @@ class Bench:
 
     Args:
         text: perplexity and next-token accuracy on these tokens; None leaves them out.
-        questions: sets of choice questions by name.   tasks: of lm-evaluation-harness (`include`: task files).
+        questions: sets of choice questions by name.   tasks: of lm-evaluation-harness (`include`: task files,
+            `limit`: questions of each).
         prompt: is continued by `new_tokens` tokens, greedily; empty leaves it out.
         speed: also measure tokens read and written a second.
         folder: where the dense weights lie, for their bytes on disk.
@@ -72,6 +73,7 @@ class Bench:
     new_tokens: int = 32
     speed: bool = False
     folder: Path | None = None
+    limit: int | None = None
     options: run.Options = field(default_factory=run.Options)
 
     def dense(self) -> Row:
@@ -164,7 +166,8 @@ class Bench:
             )
             out |= {f"{title} {key}": found[key] for key in ("accuracy", "accuracy_normalised")}
         if self.tasks:
-            for task, values in run_harness(self.model, self.tokenizer, self.tasks, self.include).items():
+            found = run_harness(self.model, self.tokenizer, self.tasks, self.include, self.limit)
+            for task, values in found.items():
                 out |= {f"{task} {key}": value for key, value in values.items()}
         return out
 

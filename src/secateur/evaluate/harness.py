@@ -58,7 +58,7 @@ def run_harness(
         task: {
             metric.removesuffix(",none").replace("_stderr,none", "_stderr"): float(value)
             for metric, value in row.items()
-            if isinstance(value, int | float)
+            if isinstance(value, int | float) and metric != "sample_len"
         }
         for task, row in found["results"].items()
     }

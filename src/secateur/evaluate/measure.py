@@ -35,7 +35,7 @@ def evaluate(
         text: for perplexity and next-token accuracy: a source by name (io/documents.py), a list of documents, ids
             [windows, length], or None to leave them out.
         choice: JSONL files of choice questions (evaluate/questions.py); `limit`: the first so many of each.
-        harness: tasks of lm-evaluation-harness; `include`: a folder of task files.
+        harness: tasks of lm-evaluation-harness; `include`: a folder of task files (`limit` holds for each task too).
         prompt: continued in `sample`.   speed: also tokens written a second.
 
     Raises:
@@ -56,6 +56,7 @@ def evaluate(
         prompt,
         speed=speed,
         folder=loaded.folder,
+        limit=limit,
         options=Options(listen=listen),
     )
     row = bench.measure(Path(loaded.name).name, "measured", folder=loaded.folder)

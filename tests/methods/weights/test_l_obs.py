@@ -191,7 +191,11 @@ def test_the_bound_by_hand() -> None:
 def test_a_run_reports_the_bound_and_it_holds() -> None:
     torch.manual_seed(3)
     model = torch.nn.Sequential(
-        torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10), torch.nn.ReLU(), torch.nn.Linear(10, 4)
+        torch.nn.Linear(12, 16),
+        torch.nn.ReLU(),
+        torch.nn.Linear(16, 10),
+        torch.nn.ReLU(),
+        torch.nn.Linear(10, 4),
     )
     x = torch.randn(64, 12)
     data = Calibration(tuple({"input": row} for row in x), "noise")

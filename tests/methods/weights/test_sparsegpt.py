@@ -124,7 +124,8 @@ def test_a_tiny_sparsity_leaves_every_weight_alone() -> None:
 
 @pytest.mark.parametrize("size", [0.01, 100.0])
 def test_dead_inputs_lose_their_weights_and_disturb_nothing(size: float) -> None:
-    weight, x = weights(10, 16), inputs(80, 16) * size  # small inputs: a dead one's diagonal of 1 is the largest
+    # where inputs are small, a dead one's diagonal of 1 is the largest
+    weight, x = weights(10, 16), inputs(80, 16) * size
     x[:, [3, 9]] = 0
     found = cut(weight, x, pattern="row", sparsity=0.5)
     assert (
