@@ -30,7 +30,7 @@ _TABLES: dict[str, dict[str, Any]] = {
     "model": {"name": "", "dtype": "auto", "device": "cpu", "trust_remote_code": False},
     "calibration": {"source": "embedded", "field": "text", "samples": 128, "length": 512, "seed": 0},
     "walk": {
-        "feed": "layer",
+        "feed": "auto",
         "batch": 4,
         "products": "auto",
         "only": [],

@@ -55,7 +55,9 @@ def calibration_flags(parser: Parser, samples: int = 128) -> None:
 def walk_flags(parser: Parser) -> None:
     """How the model is walked."""
     group = parser.add_argument_group("walk")
-    group.add_argument("--feed", default="layer", help="block, layer (default) or none; see docs")
+    group.add_argument(
+        "--feed", default="auto", help="block, layer, none, or auto (default): the method's own"
+    )
     group.add_argument("--batch", type=whole(), default=4, help="samples a forward pass (default: 4)")
     group.add_argument("--products", default="auto", help="on a CPU: float32, bfloat16 or auto (default)")
     group.add_argument(

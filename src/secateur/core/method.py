@@ -84,6 +84,7 @@ class OneShot(ABC):
     card: ClassVar[Card]
     needs: ClassVar[type | None] = None
     updates: ClassVar[bool] = False
+    feed: ClassVar[Literal["block", "layer", "none"]] = "none"
     claims: ClassVar[tuple[str, ...]] = CLAIMS
 
     def __post_init__(self) -> None:

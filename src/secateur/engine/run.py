@@ -36,7 +36,7 @@ from secateur.errors import BadInput, Unsupported, nearest
 from secateur.signals.norms import InputNorms
 from secateur.sites.find import Block, WeightSite, check_dtype, find_blocks, pick, uncut_matrices
 
-Feed = Literal["block", "layer", "none"]
+Feed = Literal["auto", "block", "layer", "none"]
 FEEDS = ("block", "layer", "none")
 
 
@@ -60,7 +60,8 @@ class Options:
     """How a job runs, whatever the method.
 
     Args:
-        feed: block, layer or none (this file's table).
+        feed: block, layer or none (this file's table), or auto: what suits the method best, by the figures of
+            docs/quality.md.
         only, skip: globs of site names, e.g. ``("*.mlp.*",)``; empty `only` means all.
         batch: samples a forward pass (feed `layer` takes all at once).
         products: how the calibration passes multiply on a CPU: float32, bfloat16 (engine/products.py), or auto, which
@@ -69,7 +70,7 @@ class Options:
         listen: called with an `Event` after every block.
     """
 
-    feed: Feed = "layer"
+    feed: Feed = "auto"
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     batch: int = 4
@@ -78,7 +79,7 @@ class Options:
     listen: Listener = silent
 
     def __post_init__(self) -> None:
-        if self.feed not in FEEDS:
+        if self.feed not in ("auto", *FEEDS):
             raise BadInput(
                 f"{self.feed!r} is no way to feed a block", where="feed", fix=nearest(str(self.feed), FEEDS)
             )
@@ -351,6 +352,11 @@ class Result:
     seconds: float
 
 
+def with_feed(options: Options, method: OneShot) -> Options:
+    """The options with the method's own feed where they leave it open."""
+    return replace(options, feed=method.feed) if options.feed == "auto" else options
+
+
 def prepare(
     model: nn.Module,
     method: OneShot,
@@ -359,6 +365,7 @@ def prepare(
     home: Home | None = None,
 ) -> Job:
     """Check everything that can be checked before any weight changes, and return the job."""
+    options = with_feed(options, method)
     feed = options.feed
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: its sites keep their own names
     blocks = pick(find_blocks(model), options.only, options.skip)

@@ -36,7 +36,7 @@ class Terms:
     samples: int = 128
     length: int = 512
     field: str = "text"
-    feed: str = "layer"
+    feed: str = "auto"
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     batch: int = 4
