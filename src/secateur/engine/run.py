@@ -22,9 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.undo import Undo
-from secateur.core import allocate
-from secateur.core.budget import Budget
-from secateur.core.method import OneShot, name_of, site_sparsity
+from secateur.core.method import OneShot, name_of
 from secateur.core.plan import Kept, Plan
 from secateur.core.scores import finite
 from secateur.engine import workers
@@ -32,6 +30,7 @@ from secateur.engine.blocks import Measure, Walk, Watch, check_output
 from secateur.engine.calibrate import Calibration
 from secateur.engine.events import Event, Listener, silent
 from secateur.engine.products import PRODUCTS, Products, choose, products
+from secateur.engine.split import split
 from secateur.errors import BadInput, Unsupported, nearest
 from secateur.signals.norms import InputNorms
 from secateur.sites.find import Block, WeightSite, check_dtype, find_blocks, pick, uncut_matrices
@@ -199,78 +198,12 @@ class Job:
             self.undo.write(bias, finite(new_bias, site.name, "updated biases").to(bias.dtype))
         self.plan.sites[site.name] = Kept.of(keep)
 
-    # -- how the sparsity is split ------------------------------------------------------------------------------
-
-    def split(self) -> None:
-        """Fill `sparsity`, one a site; the rankings that need scores measure the dense model first."""
-        goal = self.goal()
-        sites = [site.site for site in self.sites]
-        if self.method.allocate in ("uniform", "er", "erk"):
-            self.sparsity = site_sparsity(self.method, sites, goal)
-        elif self.method.allocate == "owl":
-            self.sparsity = self._owl(goal)
-        else:
-            self.sparsity = self._global(goal)
-
-    def goal(self) -> float:
-        """The sparsity over all sites that meets the method's budget."""
-        amount = self.method.sparsity
-        if not isinstance(amount, Budget):
-            assert isinstance(amount, float)
-            return amount
-        sites = [site.site for site in self.sites]
-        units = sum(site.size for site in sites)
-        everything = {id(p): p for p in self.model.parameters()}.values()
-        rest = sum(p.numel() for p in everything) - units
-        width = next(p.element_size() for p in everything)
-        if amount.bytes is not None:  # the sparse format: kept values and one bit a unit
-            return amount.resolve(sites, fixed=rest * width + units / 8, unit_cost=width)
-        return amount.resolve(
-            sites, fixed=2.0 * rest if amount.flops else rest, unit_cost=2.0 if amount.flops else 1.0
-        )
-
-    def _global(self, goal: float) -> dict[str, float]:
-        signals: dict[str, Any] = {}
-        if self.method.needs is not None:
-            for _, found in self.measured(self.method.needs, "rank"):
-                signals.update(found)
-
-        def scores() -> Iterator[tuple[str, Tensor]]:
-            for block in self.blocks:
-                with self.home.block(block):
-                    for site in block.sites:
-                        weight = finite(site.view(), site.name)
-                        signal = signals.get(site.name)
-                        blind = signal is not None and signal.empty
-                        yield (
-                            site.name,
-                            weight.abs() if blind else self.method.score(weight, signal, site.site),
-                        )
-
-        return allocate.global_ranking([site.site for site in self.sites], scores, goal)
-
-    def _owl(self, goal: float) -> dict[str, float]:
-        if self.calibration is None:
-            raise BadInput("owl needs calibration data", where="allocate", fix="pass --calibration")
-        signals: dict[str, Any] = {}
-        for _, found in self.measured(InputNorms, "outliers"):
-            signals.update(found)
-        shares: list[float] = []
-        sizes = [sum(site.site.size for site in block.sites) for block in self.blocks]
-        for block, size in zip(self.blocks, sizes, strict=True):
-            with self.home.block(block):
-                scores = [site.view().abs().float() * signals[site.name].norm for site in block.sites]
-            mean = sum(float(score.sum(dtype=torch.float64)) for score in scores) / max(1, size)
-            shares.append(sum(int((s > self.method.owl_m * mean).sum()) for s in scores) / max(1, size))
-        split = allocate.owl(shares, goal, self.method.owl_lambda, sizes)
-        return {site.name: s for block, s in zip(self.blocks, split, strict=True) for site in block.sites}
-
     # -- the three feeds ------------------------------------------------------------------------------------------
 
     def go(self) -> None:
         """Split the sparsity, then cut every block."""
         with torch.no_grad(), products(choose(self.options.products)):
-            self.split()
+            self.sparsity = split(self)
             self.home.begin_cutting()
             self.run()
         if self.blind and self.blind == len(self.sites):
