@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.undo import Undo
-from secateur.core.method import OneShot, name_of
+from secateur.core.method import Cut, OneShot, name_of
 from secateur.core.plan import Kept, Plan
 from secateur.core.scores import finite
 from secateur.engine import workers
@@ -153,50 +153,46 @@ class Job:
 
     def cut(self, site: WeightSite, signal: Any) -> None:
         """Let the method decide one site, then write it."""
-        weight = finite(site.view(), site.name)
-        sparsity, notes = self.sparsity[site.name], self.plan.notes
+        weight, bias, sparsity = finite(site.view(), site.name), site.bias(), self.sparsity[site.name]
         if sparsity <= 0:
             self.plan.sites[site.name] = Kept.of(torch.ones(site.site.shape, dtype=torch.bool))
             return
-        bias = site.bias()
         if self.method.needs is not None and (signal is None or signal.empty):
-            why = (
-                "saw only zeros"
-                if signal is not None and signal.tokens
-                else "saw no token, or was not seen in use"
-            )
-            notes.append(f"{site.name} {why}: cut by magnitude")
-            self.blind += 1
-            keep, new, new_bias, score = (
-                self.method.select(weight.abs().float(), sparsity),
-                None,
-                None,
-                weight,
-            )
+            cut = self._cut_blind(site, weight, signal, sparsity)
         else:
             cut = self.method.cut(weight, signal, site.site, sparsity, bias)
-            keep, new, new_bias, score = cut.keep, cut.weight, cut.bias, cut.score
-            if keep.dtype != torch.bool or keep.shape != site.site.shape:
-                raise BadInput(
-                    f"the method returned a mask {keep.dtype} {tuple(keep.shape)}", where=site.name
-                )
-            notes.extend(cut.notes)
-            if cut.facts is not None:
-                self.facts[site.name] = cut.facts
-            if cut.error is not None:
-                self.plan.errors[site.name] = cut.error
-        values = (
-            weight.masked_fill(~keep, 0)
-            if new is None
-            else finite(new, site.name, "updated weights").to(weight.dtype)
-        )
-        if score is not None:
-            rows = finite(score, site.name, "scores").sum(1, dtype=torch.float64)
+        if cut.keep.dtype != torch.bool or cut.keep.shape != site.site.shape:
+            raise BadInput(
+                f"the method returned a mask {cut.keep.dtype} {tuple(cut.keep.shape)}", where=site.name
+            )
+        if cut.score is not None:
+            rows = finite(cut.score, site.name, "scores").sum(1, dtype=torch.float64)
             self.evidence[site.name] = hashlib.sha256(rows.cpu().numpy().tobytes()).hexdigest()
+        if cut.weight is None:
+            values = weight.masked_fill(~cut.keep, 0)
+        else:
+            values = finite(cut.weight, site.name, "updated weights").to(weight.dtype)
         self.undo.write(site.view(), values)
-        if new_bias is not None and bias is not None:
-            self.undo.write(bias, finite(new_bias, site.name, "updated biases").to(bias.dtype))
-        self.plan.sites[site.name] = Kept.of(keep)
+        if cut.bias is not None and bias is not None:
+            self.undo.write(bias, finite(cut.bias, site.name, "updated biases").to(bias.dtype))
+        self._record(site.name, cut)
+
+    def _cut_blind(self, site: WeightSite, weight: Tensor, signal: Any, sparsity: float) -> Cut:
+        """A site the calibration data did not reach (an expert without tokens): by magnitude, and said so."""
+        zeros = signal is not None and signal.tokens
+        why = "saw only zeros" if zeros else "saw no token, or was not seen in use"
+        self.plan.notes.append(f"{site.name} {why}: cut by magnitude")
+        self.blind += 1
+        score = weight.abs().float()
+        return Cut(self.method.select(score, sparsity), score=score)
+
+    def _record(self, name: str, cut: Cut) -> None:
+        self.plan.sites[name] = Kept.of(cut.keep)
+        self.plan.notes.extend(cut.notes)
+        if cut.error is not None:
+            self.plan.errors[name] = cut.error
+        if cut.facts is not None:
+            self.facts[name] = cut.facts
 
     # -- the three feeds ------------------------------------------------------------------------------------------
 
