@@ -274,3 +274,20 @@ def test_a_block_the_forward_never_reaches_is_refused() -> None:
         with pytest.raises(Unsupported, match=r"layers\.3: .*never reaches"):
             run(model, Wanda(), data, feed=feed)
         assert state(model) == before
+
+
+def test_auto_is_the_methods_own_feed_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tokens()
+    ragged = Calibration((*data.samples, {"input_ids": data.samples[0]["input_ids"][:3]}), "ragged")
+    shared = transformer()
+    site_of(shared, "layers.2.up").weight = site_of(shared, "layers.0.up").weight
+
+    def fed(model: nn.Module, method: OneShot, samples: Calibration) -> str:
+        return run(model, method, samples).plan.made["feed"]
+
+    assert fed(transformer(), Wanda(), data) == "none"
+    assert fed(transformer(), SparseGPT(), data) == "layer"
+    assert fed(transformer(), SparseGPT(), ragged) == "block"
+    assert fed(shared, SparseGPT(), data) == "none"
+    monkeypatch.setattr("secateur.engine.run.LAYER_LIMIT", 1000)
+    assert fed(transformer(), SparseGPT(), data) == "block"

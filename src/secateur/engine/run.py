@@ -37,6 +37,7 @@ from secateur.sites.find import Block, WeightSite, check_dtype, find_blocks, pic
 
 Feed = Literal["auto", "block", "layer", "none"]
 FEEDS = ("block", "layer", "none")
+LAYER_LIMIT = 1 << 30
 
 
 class Home:
@@ -59,8 +60,8 @@ class Options:
     """How a job runs, whatever the method.
 
     Args:
-        feed: block, layer or none (this file's table), or auto: what suits the method best, by the figures of
-            docs/quality.md.
+        feed: block, layer or none (this file's table), or auto: what suits the method best by the figures of
+            docs/quality.md, where the model and the memory allow it (`own_feed`).
         only, skip: globs of site names, e.g. ``("*.mlp.*",)``; empty `only` means all.
         batch: samples a forward pass (feed `layer` takes all at once).
         products: how the calibration passes multiply on a CPU: float32, bfloat16 (engine/products.py), or auto, which
@@ -281,9 +282,21 @@ class Result:
     seconds: float
 
 
-def with_feed(options: Options, method: OneShot) -> Options:
-    """The options with the method's own feed where they leave it open."""
-    return replace(options, feed=method.feed) if options.feed == "auto" else options
+def own_feed(method: OneShot, blocks: Sequence[Block], calibration: Calibration | None) -> Feed:
+    """What `auto` means: the method's own feed, where this model and these samples allow it.
+
+    Shared weights can only be measured by `none`. `layer` has a block's activations for all samples in memory, so it
+    gives way to `block` above LAYER_LIMIT bytes of them, for samples that do not stack, and for experts on several
+    workers.
+    """
+    if method.feed == "none" or calibration is None or any(s.uses > 1 for b in blocks for s in b.sites):
+        return "none"
+    shapes = {tuple((name, value.shape) for name, value in sample.items()) for sample in calibration.samples}
+    tokens = sum(sample["input_ids"].numel() for sample in calibration.samples if "input_ids" in sample)
+    widths = max(sum(site.site.shape[0] for site in block.sites) for block in blocks)
+    experts = workers.world() > 1 and any(site.index is not None for block in blocks for site in block.sites)
+    fits = len(shapes) == 1 and 0 < tokens * widths * 4 <= LAYER_LIMIT and not experts
+    return method.feed if method.feed != "layer" or fits else "block"
 
 
 def prepare(
@@ -294,8 +307,6 @@ def prepare(
     home: Home | None = None,
 ) -> Job:
     """Check everything that can be checked before any weight changes, and return the job."""
-    options = with_feed(options, method)
-    feed = options.feed
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: its sites keep their own names
     blocks = pick(find_blocks(model), options.only, options.skip)
     sites = [site for block in blocks for site in block.sites]
@@ -305,6 +316,9 @@ def prepare(
             finite(site.view(), site.name)
         assert not isinstance(method.pattern, str)
         method.pattern.fits(site.site.shape, site.name)
+    if options.feed == "auto":
+        options = replace(options, feed=own_feed(method, blocks, calibration))
+    feed = options.feed
     if method.needs is not None and (calibration is None or not calibration.samples):
         raise BadInput(
             f"{name_of(method)} needs calibration data", where="calibration", fix="pass --calibration TEXT"

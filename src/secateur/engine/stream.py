@@ -26,7 +26,7 @@ from secateur.core.plan import Plan
 from secateur.engine import workers
 from secateur.engine.calibrate import Calibration
 from secateur.engine.products import choose
-from secateur.engine.run import Home, Job, Options, finish, prepare, with_feed
+from secateur.engine.run import Home, Job, Options, finish, prepare
 from secateur.errors import Unsupported, require
 from secateur.io.checkpoint import make_sparse, model_class_of
 from secateur.io.convert import copy_side_files
@@ -66,7 +66,7 @@ def stream(
         Unsupported: the model stores its blocks under other names than it uses (some fused experts), or shares
             weights between blocks.
     """
-    start, options = time.perf_counter(), with_feed(options or Options(), method)
+    start, options = time.perf_counter(), options or Options()
     with TensorFolder(source) as tensors:
         model = _empty_model(source, tensors)
         names = _stored_names(model, tensors)
