@@ -7,9 +7,11 @@
 #   make docs          the site, into site/
 #   make bench         the comparisons, into benchmarks/results/
 #
-# Another Python: make demo PYTHON=python3.12.  Some tests only: make test ARGS="-k wanda -x".
+# Another Python: make demo PYTHON=python3.12.  Some tests only: make test ARGS="-k wanda -x".  Tests run in two
+# processes, each on one thread; WORKERS=8 takes more, WORKERS=0 none (for a debugger).
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV   := .venv
 PY     := $(VENV)/bin/python
 QUIET  := $(if $(CI),--quiet)
@@ -32,7 +34,7 @@ demo: $(USE)
 setup: $(DEV)
 
 test: lint
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(DEV)
 	$(PY) -m ruff check .

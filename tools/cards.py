@@ -18,6 +18,9 @@ from secateur.core.method import OneShot, find, names
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "cards"
 MARK = "<!-- written by tools/cards.py from the method's file: change that, then run `make fix` -->"
+INTRODUCTION = """\
+`secateur list` prints this table, with filters. Every method passes [the battery](../check.md) and equals a slow
+rendering of its formula; what each costs stands in [quality](../quality.md) and [speed](../speed.md)."""
 KINDS = {
     "Pattern": "pattern",
     "float": "number",
@@ -58,27 +61,28 @@ def index() -> str:
     for name in names():
         cls = find(name)
         title, _ = _module_docstring(cls)
-        rows.append(
-            f"| [`{name}`]({name}.md) | {_cell(title)} | {cls.card.unit} | {cls.card.when} | {_needs(cls)} |"
-        )
-    table = "\n".join(
-        ["| method | what it does | unit | when | needs |", "| --- | --- | --- | --- | --- |", *rows]
-    )
-    return f"{MARK}\n# Methods\n\n`secateur list` prints the same table, with filters.\n\n{table}\n"
+        changes = "yes" if cls.updates else "no"
+        facts = [f"[`{name}`]({name}.md)", _cell(title), cls.card.unit, cls.card.when, _needs(cls), changes]
+        rows.append(f"| {' | '.join(facts)} |")
+    head = ["| method | what it does | unit | when | needs | changes kept weights |", "|" + " --- |" * 6]
+    return "\n".join([MARK, "# Methods", "", INTRODUCTION, "", *head, *rows, ""])
 
 
 def card(name: str) -> str:
     """The page of one method."""
     cls = find(name)
+    measures = cls.needs is not None
     title, body = _module_docstring(cls)
     facts = [
         ("unit", str(cls.card.unit)),
         ("when", f"{cls.card.when} training"),
         ("needs", _needs(cls)),
         ("changes kept weights", "yes" if cls.updates else "no"),
+        *([("fed by default", f"`{cls.feed}` ([feeds](../feeds.md))")] if measures else []),
         ("criterion", f"`{cls.card.criterion}`"),
         ("start, topology, purpose", f"{cls.card.start}, {cls.card.topology}, {cls.card.purpose}"),
         ("paper", cls.card.paper),
+        ("measured", "[quality](../quality.md), [speed](../speed.md)"),
         ("file", f"`src/{cls.__module__.replace('.', '/')}.py`"),
     ]
     lines = [MARK, f"# {name}", "", title[0].upper() + title[1:], "", "| | |", "| --- | --- |"]
@@ -90,15 +94,12 @@ def card(name: str) -> str:
         "## Run it",
         "",
         "```bash",
-        f"secateur compress smollm2-135m {name} --sparsity 0.5 --out {name}-50",
+        f"secateur compress smollm2-135m {name} --sparsity 0.5{' --samples 16' * measures} --out {name}-50",
         "```",
     ]
-    lines += ["", "```python", "import secateur", f"from {cls.__module__} import {cls.__name__}", ""]
-    lines += [
-        f'secateur.compress("smollm2-135m", {cls.__name__}(sparsity=0.5), out="{name}-50-python")',
-        "```",
-        "",
-    ]
+    call = f"secateur.{cls.__name__}(sparsity=0.5){', samples=16' * measures}"
+    lines += ["", "```python", "import secateur", ""]
+    lines += [f'secateur.compress("smollm2-135m", {call}, out="{name}-python")', "```", ""]
     return "\n".join(lines)
 
 

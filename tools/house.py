@@ -35,8 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": _ENGINE,
     **{folder: _PROOF for folder in ("evaluate", "report", "robustness")},
     "check": _PROOF | {"check"},
-    "cli": _PROOF | {"check", "cli", "__init__"},
-    "__init__": _PROOF | {"check"},
+    "api": _PROOF,
+    **{job: _PROOF | {"api"} for job in ("demo", "recipe")},
+    "cli": _PROOF | {"check", "api", "demo", "recipe", "cli", "__init__"},
+    "__init__": _PROOF | {"check", "api"},
     "__main__": {"cli"},
 }
 
@@ -106,7 +108,11 @@ def check(root: Path) -> tuple[list[Finding], int]:
         findings += _text_rules(name, text)
         if path.suffix != ".py":
             continue
-        tree = ast.parse(text, filename=str(path))
+        try:
+            tree = ast.parse(text, filename=str(path))
+        except SyntaxError as error:
+            findings.append(Finding(name, error.lineno or 1, f"is not Python: {error.msg}"))
+            continue
         findings += _size_rules(name, text, tree)
         if name.startswith("src/secateur/"):
             findings += _library_rules(name, text, tree)

@@ -153,7 +153,9 @@ def test_global_ranking_may_empty_a_site_and_spare_another() -> None:
 
 def test_a_negative_zero_is_a_zero_and_ties_with_it() -> None:
     masks = ranked([torch.zeros(2, 3), torch.full((2, 3), -0.0)], 0.5)
-    assert not masks[0].any() and masks[1].all()  # the earlier site goes first, whatever the sign of its zeros
+    assert (
+        not masks[0].any() and masks[1].all()
+    )  # the earlier site goes first, whatever the sign of its zeros
 
 
 def test_multiplying_one_site_by_ten_moves_the_cuts_to_the_others() -> None:

@@ -6,6 +6,8 @@ A document is a session: its blocks run in order, in one empty folder, with one 
     ```python               runs as it stands
     ```toml title="a.toml"  any block with a title is written to that file first
     <!-- slow -->           above a block: it needs minutes or the real model, and runs under the slow marker only
+    <!-- leaves with 2 -->  above a block: its commands must leave with that status; in console blocks what is shown
+                            below a command must be the last it printed, to the letter. Or: slow: leaves with 2
     <!-- not run: why -->   above a block: it is shown, never run (a hub, another machine)
 
 In the quick run the embedded model's name stands for a tiny random one, so that the same line takes seconds; under
@@ -42,6 +44,7 @@ class Block:
     title: str = ""
     slow: bool = False
     not_run: str = ""
+    status: int = 0
 
 
 def documents() -> list[Path]:
@@ -72,14 +75,16 @@ def blocks(text: str) -> list[Block]:
         body = "\n".join(line[cut:] for line in lines[first : at + 1])
         title = re.search(r'title="([^"]+)"', opening["info"])
         reason = re.fullmatch(r"<!-- not run: (.+) -->", notes)
+        status = re.fullmatch(r"<!-- (?:slow: )?leaves with (\d+) -->", notes)
         out.append(
             Block(
                 language=opening["language"],
                 text=body,
                 line=first + 1,
                 title=title[1] if title else "",
-                slow=notes == "<!-- slow -->",
+                slow=notes.startswith(("<!-- slow -->", "<!-- slow: ")),
                 not_run=reason[1] if reason else "",
+                status=int(status[1]) if status else 0,
             )
         )
         notes = ""
@@ -109,6 +114,16 @@ def commands(block: Block) -> list[tuple[int, str]]:
     return out
 
 
+def output(block: Block, line: int) -> str:
+    """What a console block shows below the command at this line of the document."""
+    shown: list[str] = []
+    for text in block.text.splitlines()[line - block.line + 1 :]:
+        if text.startswith("$ "):
+            break
+        shown.append(text)
+    return "\n".join(shown).strip()
+
+
 class Session:
     """Runs the blocks of one document in `folder`; `tiny` puts the tiny model in the embedded one's place."""
 
@@ -128,7 +143,10 @@ class Session:
             self._python(block)
         elif block.language in RUNNABLE:
             for line, command in commands(block):
-                self._shell(line, shlex.split(self._stand_in(command), comments=True))
+                said = self._shell(line, shlex.split(self._stand_in(command), comments=True), block.status)
+                if block.status and block.language == "console":
+                    shown = self._stand_in(output(block, line))
+                    assert said.strip().endswith(shown), f"line {line} shows\n{shown}\nand prints\n{said}"
 
     def _stand_in(self, text: str) -> str:
         """The tiny model for the embedded one, where its name stands alone (not in `smollm2-135m-wanda`)."""
@@ -147,7 +165,7 @@ class Session:
                 f"python block at line {block.line}:\n{said.getvalue()}{traceback.format_exc()}"
             ) from None
 
-    def _shell(self, line: int, words: list[str]) -> None:
+    def _shell(self, line: int, words: list[str], wanted: int) -> str:
         if words[0] == "secateur":
             status, said = in_process(words[1:])
         elif words[:3] == ["python", "-m", "secateur"]:
@@ -158,7 +176,8 @@ class Session:
             status, said = self._subprocess(words)
         else:
             status, said = promise(words)
-        assert status == 0, f"line {line}: {shlex.join(words)} left with {status}:\n{said[-4000:]}"
+        assert status == wanted, f"line {line}: {shlex.join(words)} left with {status}:\n{said[-4000:]}"
+        return said
 
     def _subprocess(self, words: list[str]) -> tuple[int, str]:
         done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, timeout=1800)

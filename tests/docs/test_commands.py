@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.commands import ROOT, Block, Session, blocks, commands, documents, promise
+from tests.docs.commands import ROOT, Block, Session, blocks, commands, documents, output, promise
 from tests.docs.tiny import tiny_model
 
 DOCUMENTS = documents()
@@ -100,6 +100,27 @@ def test_a_failing_block_fails_and_says_its_line(tmp_path: Path) -> None:
         session.run(Block("python", "x / 0", 7))
     with pytest.raises(AssertionError, match=r"line 9: rm -r x left with 1"):
         session.run(Block("bash", "rm -r x", 9))
+
+
+ERRORS = """<!-- leaves with 2 -->
+```console
+$ secateur list --unit wieght
+secateur: list: no method has unit 'wieght'; did you mean 'weight'?
+$ secateur lst
+secateur: no command 'lst'; did you mean 'list'?
+```
+"""
+
+
+def test_what_a_failing_command_prints_is_compared(tmp_path: Path) -> None:
+    session = Session(tmp_path, None)
+    (block,) = blocks(ERRORS)
+    assert block.status == 2 and output(block, 5).endswith("'list'?")
+    session.run(block)
+    with pytest.raises(AssertionError, match=r"shows\n.*'lost'"):
+        session.run(blocks(ERRORS.replace("'list'", "'lost'"))[0])
+    with pytest.raises(AssertionError, match="left with 2"):
+        session.run(blocks(ERRORS.replace("leaves with 2", "leaves with 0"))[0])
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,20 @@ def test_damping_is_raised_tenfold_until_it_works() -> None:
     )
 
 
+def test_raised_damping_replaces_what_was_added_before() -> None:
+    signal = measured(InputHessian, inputs(90, 12))
+    q = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0))).Q
+    spectrum = torch.ones(12)
+    spectrum[3] = -0.05  # rounding at its worst: 0.001 and 0.01 of the mean are not enough, 0.1 is
+    signal.products, signal.samples = q * spectrum @ q.t(), 2
+    notes: list[str] = []
+    factor = signal.inverse_factor(0.0, "w", notes).double()
+    h = signal.products.double()
+    wanted = torch.linalg.inv(h + 0.1 * float(h.diagonal().mean()) * torch.eye(12))
+    torch.testing.assert_close(factor.t() @ factor, wanted, rtol=1e-3, atol=1e-4)
+    assert notes == ["w: Hessian not positive definite at damping 0, raised to 0.1"]
+
+
 def test_what_is_not_finite_is_refused_by_name() -> None:
     x = inputs(9, 4)
     x[3, 2] = float("nan")

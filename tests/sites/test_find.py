@@ -97,6 +97,15 @@ def test_the_outermost_list_wins() -> None:
     assert list(found(Model(list(stages)))) == ["layers.0", "layers.1"]
 
 
+def test_an_outer_list_wins_a_tie_with_an_inner_one() -> None:
+    class Stage(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Layer() for _ in range(depth))
+
+    assert list(found(nn.ModuleList([Stage(2), Stage(0)]))) == ["0", "1"]
+
+
 def test_a_list_of_mixed_layers_is_still_the_depth() -> None:
     layers: list[nn.Module] = [Layer(), Other(), Layer(), Other()]
     layers[1].inner = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))

@@ -84,6 +84,7 @@ BROKEN = {
         HEAD + "x = f(\n    weights_only=False)\n",
         ":6: weights_only=False",
     ),
+    "not Python": ("tools/a.py", "def f():\nx = 1\n", ":2: is not Python"),
     "unfinished": ("src/secateur/io/a.py", HEAD + "x = 1  # TO" + "DO later\n", ":5: unfinished"),
     "no docstring": ("src/secateur/io/a.py", "x = 1\n", ":1: no module docstring"),
     "method without test": ("src/secateur/methods/weights/a.py", HEAD, ":1: a method without its test"),

@@ -65,8 +65,9 @@ def describe(folder: Path | str) -> dict[str, Any]:
     Returns {"folder", "manifest": bool, "layout": "dense" | "sparse", "model": {"type", "architectures"},
     "files": {name: bytes}, "bytes": all files, "weight_bytes", "parameters", "nonzero", "density", "negative_zeros",
     "cut": {"tensors", "parameters", "nonzero", "density", "patterns": {pattern: tensors}}: the same over tensors with
-    two dimensions and at least 5% zeros (4-bit rounding alone leaves 1% in an embedding), "tensors": [{"name", "shape", "dtype", "density", "zeros", "negative_zeros",
-    "nonfinite", "pattern", "bytes", "stored", "file"}], "warnings": [..]}.
+    two dimensions and at least 5% zeros (4-bit rounding alone leaves 1% in an embedding),
+    "tensors": [{"name", "shape", "dtype", "density", "zeros", "negative_zeros", "nonfinite", "pattern", "bytes",
+    "stored", "file"}], "warnings": [..]}.
     """
     folder = Path(folder)
     body = read_manifest(folder) if folder.is_dir() else None

@@ -1,0 +1,91 @@
+"""feeds: block, layer and none for the data-driven methods, over seeds and sparsities: which default do they ask for?
+
+Each seed draws 32 windows of 512 tokens from WikiText-2 valid; quality is the perplexity of the first 12 windows of
+evaluation_24x512.npy; products are `auto`. Rows of one seed differ in the feed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import mean, stdev
+
+from common import Row, cell, data, table, write
+
+FEEDS = ("block", "layer", "none")
+SPARSITIES = (0.5, 0.7)
+WINDOWS = 12
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and write results/feeds.json. The second sparsity is measured on two seeds less."""
+    common: Row = {
+        "evaluation": data("evaluation_24x512.npy"),
+        "windows": WINDOWS,
+        "calibration": data("wiki.valid.raw"),
+    }
+    cells: list[Row] = []
+    for sparsity in SPARSITIES:
+        for seed in range(args.seeds if sparsity == SPARSITIES[0] else max(1, args.seeds - 2)):
+            for method in args.methods:
+                for feed in FEEDS:
+                    job = {
+                        "system": "secateur",
+                        "method": method,
+                        "sparsity": sparsity,
+                        "feed": feed,
+                        "seed": seed,
+                    }
+                    found = cell({**common, **job, "products": "auto"}, args)
+                    cells.append(
+                        {
+                            **job,
+                            **{k: found[k] for k in ("cut_cpu_s", "cut_peak_mb", "perplexity", "sparsity")},
+                        }
+                    )
+                    cells[-1]["asked"] = sparsity
+                    print(method, sparsity, feed, seed, f"{found['perplexity']:.2f}", flush=True)
+    write("feeds", cells, args, summary=summaries(cells), windows=WINDOWS)
+
+
+def summaries(cells: list[Row]) -> list[Row]:
+    """One row a method and sparsity: mean and spread of each feed, and the paired difference from `block`."""
+    out: list[Row] = []
+    for key in dict.fromkeys((c["method"], c["asked"]) for c in cells):
+        row: Row = {"method": key[0], "asked": key[1]}
+        by_feed = {f: [c for c in cells if (c["method"], c["asked"], c["feed"]) == (*key, f)] for f in FEEDS}
+        for feed, found in by_feed.items():
+            values = [c["perplexity"] for c in found]
+            row[feed] = {
+                "mean": mean(values),
+                "spread": stdev(values) if len(values) > 1 else None,
+                "of_block": mean(
+                    c["perplexity"] / b["perplexity"] for c, b in zip(found, by_feed["block"], strict=True)
+                ),
+                "cpu_s": min(c["cut_cpu_s"] for c in found),
+                "peak_mb": min(c["cut_peak_mb"] for c in found),
+            }
+        out.append(row | {"seeds": len(by_feed["block"])})
+    return out
+
+
+def tables(found: Row) -> str:
+    """The table of results/feeds.json."""
+    return show(found["summary"])
+
+
+def show(rows: list[Row]) -> str:
+    def figure(feed: str) -> dict[str, object]:
+        def words(row: Row) -> str:
+            f = row[feed]
+            spread = "" if f["spread"] is None else f" ± {f['spread']:.2f}"
+            return f"{f['mean']:.2f}{spread} ({100 * (f['of_block'] - 1):+.1f}%)"
+
+        def cost(row: Row) -> str:
+            return f"{row[feed]['cpu_s']:.0f} s, {row[feed]['peak_mb']} MB"
+
+        return {feed: words, f"{feed} costs": cost}
+
+    columns: dict = {"method": "method", "sparsity": "asked:.0%", "seeds": "seeds"}
+    for feed in FEEDS:
+        columns |= figure(feed)
+    return table(rows, columns)

@@ -1,0 +1,49 @@
+"""The benchmarks:  make bench ARGS="speed | feeds | quality | sparse-size | stream | all"
+
+Each writes benchmarks/results/NAME.json and prints its table. README.md beside this file says what each costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+NAMES = ("speed", "feeds", "quality", "sparse-size", "stream")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/run.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", default="all", choices=(*NAMES, "all"))
+    parser.add_argument(
+        "--peer-python", help="a Python that imports llmcompressor 0.14.0.1; without it the peer is left out"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="speed: the smallest of so many runs counts")
+    parser.add_argument(
+        "--methods", nargs="+", default=["wanda", "sparsegpt"], help="speed and feeds: which methods"
+    )
+    parser.add_argument("--match", nargs="+", help="speed: only rows whose name holds one of these")
+    parser.add_argument("--seeds", type=int, default=3, help="feeds and quality: calibration seeds")
+    parser.add_argument(
+        "--keep", action="store_true", help="take results of equal jobs from benchmarks/.cache"
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="measure nothing: print the tables of the results"
+    )
+    args = parser.parse_args(argv)
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from common import read
+
+    for name in NAMES if args.name == "all" else (args.name,):
+        module = importlib.import_module(name.replace("-", "_"))
+        if not args.show:
+            module.run(args)
+        print(f"\n## {name}\n\n{module.tables(read(name))}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
