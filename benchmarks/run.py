@@ -26,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         "--methods", nargs="+", default=["wanda", "sparsegpt"], help="speed and feeds: which methods"
     )
     parser.add_argument("--match", nargs="+", help="speed: only rows whose name holds one of these")
+    parser.add_argument(
+        "--sparsities", type=float, nargs="+", default=[0.5, 0.7], help="feeds: fractions to cut"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="feeds and quality: calibration seeds")
     parser.add_argument(
         "--keep", action="store_true", help="take results of equal jobs from benchmarks/.cache"

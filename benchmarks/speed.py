@@ -42,7 +42,10 @@ def jobs(methods: list[str], peer: str | None) -> list[tuple[str, Row, str | Non
                 ours = {**job, "system": "secateur", "products": products, "feed": feed}
                 out.append((f"{method}: secateur {feed} {products}", ours, None))
         for name, settings in {"default": {}, **FAST}.items() if peer else ():
-            out.append((f"{method}: peer {name}", {**job, "system": "peer", "settings": settings}, peer))
+            theirs = {**job, "system": "peer", "settings": settings}
+            if not settings:  # the two-pass loop again: its time is wanted, its quality is the loop's
+                theirs["windows"] = 0
+            out.append((f"{method}: peer {name}", theirs, peer))
     return out
 
 

@@ -36,7 +36,8 @@ def test_it_leaves_three_rows_four_folders_and_a_page(tiny, tmp_path):
     assert [row["name"] for row in results["rows"]] == ["dense", "magnitude 50%", "wanda 50%"]
     assert [row["sparsity"] for row in results["rows"]] == [0, 0.5, 0.5] and results["reused"] == []
     assert sorted(os.listdir(tmp_path / "d")) == [
-        "layers.csv", "magnitude-50", "magnitude-50-sparse", "report.html", "results.csv", "results.json", "results.md",
+        "layers.csv", "magnitude-50", "magnitude-50-sparse", "plot.svg", "report.html",
+        "results.csv", "results.json", "results.md",
         "wanda-50", "wanda-50-sparse",
     ]  # fmt: skip
     for row in results["rows"][1:]:

@@ -61,7 +61,7 @@ def test_tables_page_and_models_are_written(loaded, terms, tmp_path):
     )
     found = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert found == [
-        "layers.csv", "magnitude-50-seed0", "report.html", "results.csv", "results.json", "results.md",
+        "layers.csv", "magnitude-50-seed0", "plot.svg", "report.html", "results.csv", "results.json", "results.md",
         "wanda-50-seed0",
     ]  # fmt: skip
     written = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -51,6 +51,7 @@ def test_files_are_read_back(tmp_path):
         "results.csv",
         "layers.csv",
         "results.md",
+        "plot.svg",
         "report.html",
     }
     assert load_results(tmp_path / "deep" / "er" / "results.json")["rows"] == check_results(results)["rows"]

@@ -13,7 +13,7 @@ from typing import Any
 from secateur.errors import require
 from secateur.io.files import write_atomic
 from secateur.report import groups, parts
-from secateur.report.page import write_page
+from secateur.report.page import write_page, write_plot
 from secateur.report.table import FORMAT, VERSION, check_results, write_tables
 
 Row = dict[str, Any]
@@ -84,11 +84,15 @@ def check_page() -> None:
 
 
 def write_results(results: dict[str, Any], folder: str | Path) -> list[Path]:
-    """results.json, results.csv, layers.csv, results.md and report.html in `folder`; returns their paths."""
+    """results.json, results.csv, layers.csv, results.md, report.html and, where a cut has a perplexity, plot.svg in
+    `folder`; returns their paths."""
     folder = Path(folder)
     paths = write_tables(results, folder)
     write_atomic(folder / "results.md", markdown(results))
-    return [*paths, folder / "results.md", write_page(results, folder / PAGE)]
+    paths += [folder / "results.md", write_page(results, folder / PAGE)]
+    if any(row["method"] != "dense" and "perplexity" in row["metrics"] for row in results["rows"]):
+        paths.append(write_plot(results, folder / "plot.svg"))
+    return paths
 
 
 def lines(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
