@@ -101,6 +101,6 @@ def test_experts_cannot_be_fed_layer_by_layer_by_several(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(workers, "world", lambda: 2)
     with pytest.raises(Unsupported, match="feed block"):
-        compress(Model([Experts(), Experts()]), Wanda(), tokens())
+        compress(Model([Experts(), Experts()]), Wanda(), tokens(), Options(feed="layer"))
     with pytest.raises(BadInput, match="2 workers"):
         compress(transformer(), Wanda(), tokens(1))
