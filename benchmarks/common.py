@@ -46,10 +46,9 @@ def model_folder() -> str:
 
 def cell(job: Row, args: argparse.Namespace, python: str = sys.executable) -> Row:
     """Run one job (see cell.py) in a process of its own; with --keep, take an earlier result of the same job."""
+    held = kept(job)
     job = {"model": model_folder(), **job}
-    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
-    held = CACHE / "cells" / f"{digest}.json"
-    if args.keep and held.is_file():
+    if (args.keep or args.cached) and held.is_file():
         return json.loads(held.read_text())
     name = " ".join(
         str(job[k]) for k in ("system", "method", "pattern", "feed", "products", "seed") if k in job
@@ -61,6 +60,12 @@ def cell(job: Row, args: argparse.Namespace, python: str = sys.executable) -> Ro
     held.parent.mkdir(parents=True, exist_ok=True)
     held.write_text(json.dumps(row))
     return row
+
+
+def kept(job: Row) -> Path:
+    """Where the result of a job is kept."""
+    text = json.dumps({"model": model_folder(), **job}, sort_keys=True)
+    return CACHE / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def process(command: list[str]) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from statistics import mean, stdev
 
-from common import Row, cell, data, table, write
+from common import Row, cell, data, kept, table, write
 
 FEEDS = ("none", "layer", "block")
 WINDOWS = 12
@@ -34,7 +34,10 @@ def run(args: argparse.Namespace) -> None:
                         "feed": feed,
                         "seed": seed,
                     }
-                    found = cell({**common, **job, "products": "auto"}, args)
+                    whole = {**common, **job, "products": "auto"}
+                    if args.cached and not kept(whole).is_file():
+                        continue
+                    found = cell(whole, args)
                     cells.append(
                         {
                             **job,
@@ -52,19 +55,23 @@ def summaries(cells: list[Row]) -> list[Row]:
     for key in dict.fromkeys((c["method"], c["asked"]) for c in cells):
         row: Row = {"method": key[0], "asked": key[1]}
         by_feed = {f: [c for c in cells if (c["method"], c["asked"], c["feed"]) == (*key, f)] for f in FEEDS}
-        for feed, found in by_feed.items():
+        for feed, found in ((f, rows) for f, rows in by_feed.items() if rows):
             values = [c["perplexity"] for c in found]
             row[feed] = {
                 "mean": mean(values),
                 "spread": stdev(values) if len(values) > 1 else None,
-                "of_block": mean(
-                    c["perplexity"] / b["perplexity"] for c, b in zip(found, by_feed["block"], strict=True)
-                ),
+                "of_block": mean(paired) if (paired := against(found, by_feed["block"])) else None,
                 "cpu_s": min(c["cut_cpu_s"] for c in found),
                 "peak_mb": min(c["cut_peak_mb"] for c in found),
             }
-        out.append(row | {"seeds": len(by_feed["block"])})
+        out.append(row | {"seeds": max(map(len, by_feed.values()))})
     return out
+
+
+def against(found: list[Row], block: list[Row]) -> list[float]:
+    """Perplexity over that of `block`, seed by seed."""
+    by_seed = {row["seed"]: row["perplexity"] for row in block}
+    return [row["perplexity"] / by_seed[row["seed"]] for row in found if row["seed"] in by_seed]
 
 
 def tables(found: Row) -> str:
@@ -73,18 +80,16 @@ def tables(found: Row) -> str:
 
 
 def show(rows: list[Row]) -> str:
-    def figure(feed: str) -> dict[str, object]:
-        def words(row: Row) -> str:
-            f = row[feed]
-            spread = "" if f["spread"] is None else f" ± {f['spread']:.2f}"
-            return f"{f['mean']:.2f}{spread} ({100 * (f['of_block'] - 1):+.1f}%)"
+    """A row a method, sparsity and feed."""
+    flat = [{**row[feed], "feed": feed, **row} for row in rows for feed in FEEDS if feed in row]
 
-        def cost(row: Row) -> str:
-            return f"{row[feed]['cpu_s']:.0f} s, {row[feed]['peak_mb']} MB"
+    def perplexity(row: Row) -> str:
+        spread = "" if row["spread"] is None else f" ± {row['spread']:.2f}"
+        return f"{row['mean']:.2f}{spread}"
 
-        return {feed: words, f"{feed} costs": cost}
+    def against_block(row: Row) -> str:
+        return "" if row["of_block"] is None else f"{100 * (row['of_block'] - 1):+.1f}%"
 
-    columns: dict = {"method": "method", "sparsity": "asked:.0%", "seeds": "seeds"}
-    for feed in FEEDS:
-        columns |= figure(feed)
-    return table(rows, columns)
+    columns: dict = {"method": "method", "sparsity": "asked:.0%", "feed": "feed", "seeds": "seeds"}
+    columns |= {"perplexity": perplexity, "against block": against_block}
+    return table(flat, columns | {"CPU-s": "cpu_s:.0f", "peak MB": "peak_mb"})

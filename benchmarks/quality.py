@@ -6,9 +6,9 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
@@ -45,9 +45,16 @@ MASKS = (
     ("wanda: feed layer against block", "secateur-layer-float32", "secateur-block-float32", "wanda", None),
     ("wanda: feed none against block", "secateur-none-float32", "secateur-block-float32", "wanda", None),
     (
-        "sparsegpt: bfloat16 against float32",
-        "secateur-layer-bfloat16",
-        "secateur-layer-float32",
+        "sparsegpt: feed block, float32, against the plain two-pass loop",
+        "secateur-block-float32",
+        "plain",
+        "sparsegpt",
+        None,
+    ),
+    (
+        "sparsegpt: bfloat16 against float32 products",
+        "secateur-block-bfloat16",
+        "secateur-block-float32",
         "sparsegpt",
         None,
     ),
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure and write results/quality.json."""
     rows = yardstick(args)
     masks = agreements()
-    compared, command = compare(args.seeds)
+    compared, command = compare(args)
     more = {"masks": masks, "compare_command": command, "compare": compared, "order": order(compared)}
     write("quality", rows, args, **more)
 
@@ -132,39 +139,47 @@ def agreements() -> list[Row]:
     return out
 
 
-def compare(seeds: int) -> tuple[list[Row], str]:
-    """`secateur compare` in a process of its own; its rows, grouped over the seeds, and the command."""
-    out = CACHE / "compare"
-    methods = [f"{m}:pattern={p}" if ":" in p else m for m in ("wanda", "sparsegpt") for p in PATTERNS]
-    numbers = ",".join(map(str, range(seeds)))
-    words = [
-        "compare",
-        "smollm2-135m",
-        *methods,
-        "magnitude",
-        "--seeds",
-        numbers,
-        "--samples",
-        "32",
-        "--length",
-        "512",
-    ]
-    words += [
-        "--calibration",
-        data("wiki.valid.raw"),
-        "--text",
-        data("wiki.test.raw"),
-        "--windows",
-        str(WINDOWS),
-    ]
-    shown = shlex.join(["secateur", *words]).replace(str(HERE.parent.parent), "..")
-    if not (out / "results.json").is_file():
-        shutil.rmtree(out, ignore_errors=True)
+def compare(args: argparse.Namespace) -> tuple[list[Row], str]:
+    """`secateur compare` in a process of its own; its rows, grouped over the seeds, and the command.
+
+    With --keep, methods that an earlier command has compared (`.cache/cmp-*`) are taken from there.
+    """
+    methods = {
+        f"{m} {p}": f"{m}:pattern={p}" if ":" in p else m for m in ("wanda", "sparsegpt") for p in PATTERNS
+    }
+    methods["magnitude 50%"] = "magnitude"
+    seeds = ",".join(map(str, range(args.seeds)))
+    terms = f"--seeds {seeds} --samples 32 --length 512 --windows {WINDOWS}".split()
+    terms += ["--calibration", data("wiki.valid.raw"), "--text", data("wiki.test.raw")]
+    shown = shlex.join(["secateur", "compare", "smollm2-135m", *methods.values(), *terms])
+    found = _compared() if args.keep or args.cached else []
+    missing = [words for name, words in methods.items() if not any(row["name"] == name for row in found)]
+    if missing and not args.cached:
         program = Path(sys.executable).with_name("secateur")
-        env = {**os.environ, **ONE_THREAD, **QUIET}
-        print(f"  {shown}", file=sys.stderr, flush=True)
-        subprocess.run(["nice", "-n", "5", str(program), *words, "--out", str(out)], env=env, check=True)
-    return grouped(json.loads((out / "results.json").read_text())["rows"]), shown
+        out = CACHE / f"cmp-{time.strftime('%H%M%S')}"
+        words = [str(program), "compare", "smollm2-135m", *missing, *terms, "--out", str(out), "--quiet"]
+        print(f"  {shlex.join(words)}", file=sys.stderr, flush=True)
+        subprocess.run(["nice", "-n", "5", *words], env={**os.environ, **ONE_THREAD, **QUIET}, check=True)
+        found += [row for row in _rows(out) if row["name"] in methods or not found]
+    order = ["dense", *methods]
+    rows = sorted(
+        (row for row in grouped(found) if row["name"] in order), key=lambda r: order.index(r["name"])
+    )
+    return rows, shown.replace(str(HERE.parent.parent), "..")
+
+
+def _compared() -> list[Row]:
+    """Rows of earlier comparisons, each model and seed once."""
+    found: dict[tuple[str, int | None], Row] = {}
+    for folder in sorted(CACHE.glob("cmp-*")):
+        for row in _rows(folder):
+            found.setdefault((row["name"], row["seed"]), row)
+    return list(found.values())
+
+
+def _rows(folder: Path) -> list[Row]:
+    path = folder / "results.json"
+    return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
 def grouped(rows: list[Row]) -> list[Row]:

@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--show", action="store_true", help="measure nothing: print the tables of the results"
     )
+    parser.add_argument("--cached", action="store_true", help="speed and feeds: only rows that .cache holds")
     args = parser.parse_args(argv)
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from common import read

@@ -6,7 +6,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from common import CACHE, Row, best, cell, data, table, write
+from common import CACHE, Row, best, cell, data, kept, table, write
 
 FEEDS = ("none", "layer", "block")
 FAST = {
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
             if args.match and not any(part in name for part in args.match):
                 continue
             extra: Row = {"windows": 0, "repeat": repeat} if repeat else {"masks": str(mask_file(name))}
+            if args.cached and not kept({**job, **extra}).is_file():
+                continue
             done = cell({**job, **extra}, args, *([python] if python else []))
             runs.setdefault(name, []).append(done)
             print(f"{name}: {done['cut_cpu_s']} CPU-s, {done['cut_peak_mb']} MB", flush=True)
@@ -86,6 +88,7 @@ def summary(name: str, runs: list[Row]) -> Row:
         "cut_peak_mb",
         "sparsity",
         "runs",
+        "date",
     )
     return first | {key: found[key] for key in keep}
 

@@ -160,4 +160,5 @@ def tables(found: Row) -> str:
         "peak MB": "peak_mb:.0f",
         "same bytes": "same_bytes",
     }
-    return f"{found['parameters']:,} parameters\n\n{table(found['rows'], columns)}"
+    rows = [row for row in found["rows"] if "cpu_s" in row]  # the killed run has no figures
+    return f"{found['parameters']:,} parameters\n\n{table(rows, columns)}"

@@ -244,3 +244,14 @@ def test_a_relative_output_error_is_reported_where_known() -> None:
         before, after = site_of(dense, name).weight.data, site_of(model, name).weight.data
         wanted = float(((after - before) @ inputs[name].t()).norm() / (before @ inputs[name].t()).norm())
         assert made.errors[name] == pytest.approx(wanted, rel=0.05, abs=1e-3), name
+
+
+def test_auto_products_are_rounded_only_where_the_masks_survive_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.engine.products.has_fast_bfloat16", lambda: True)
+
+    def used(method: OneShot, **options: Any) -> str:
+        return compress(transformer(), method, tokens(), Options(**options)).plan.made["products"]
+
+    assert used(Wanda()) == "bfloat16"
+    assert used(SparseGPT()) == used(LOBS()) == "float32"
+    assert used(SparseGPT(), products="bfloat16") == "bfloat16"

@@ -85,6 +85,7 @@ class OneShot(ABC):
     needs: ClassVar[type | None] = None
     updates: ClassVar[bool] = False
     feed: ClassVar[Literal["block", "layer", "none"]] = "none"
+    rounds: ClassVar[bool] = True  # its masks survive calibration products in bfloat16 (docs/quality.md)
     claims: ClassVar[tuple[str, ...]] = CLAIMS
 
     def __post_init__(self) -> None:

@@ -65,7 +65,8 @@ class Options:
         only, skip: globs of site names, e.g. ``("*.mlp.*",)``; empty `only` means all.
         batch: samples a forward pass (feed `layer` takes all at once).
         products: how the calibration passes multiply on a CPU: float32, bfloat16 (engine/products.py), or auto, which
-            is bfloat16 where the CPU does it in hardware. The weights written are not touched by it.
+            is bfloat16 where the CPU does it in hardware and the method's masks stay the same to 1% (`rounds`). The
+            weights written are not touched by it.
         undo: remember what is overwritten, so that an exception or `Result.undo` brings it back.
         listen: called with an `Event` after every block.
     """
@@ -318,6 +319,8 @@ def prepare(
         method.pattern.fits(site.site.shape, site.name)
     if options.feed == "auto":
         options = replace(options, feed=own_feed(method, blocks, calibration))
+    if options.products == "auto":
+        options = replace(options, products=choose("auto") if method.rounds else "float32")
     feed = options.feed
     if method.needs is not None and (calibration is None or not calibration.samples):
         raise BadInput(

@@ -52,6 +52,7 @@ class LOBS(OneShot):
     )
     needs = InputHessian
     updates = True
+    rounds = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -49,6 +49,7 @@ class SparseGPT(OneShot):
     needs = InputHessian
     updates = True
     feed = "layer"
+    rounds = False
     claims = ("rows", "scale")  # later columns are chosen on weights that earlier cuts have changed
 
     def __post_init__(self) -> None:
