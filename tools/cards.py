@@ -78,7 +78,7 @@ def card(name: str) -> str:
         ("when", f"{cls.card.when} training"),
         ("needs", _needs(cls)),
         ("changes kept weights", "yes" if cls.updates else "no"),
-        *([("fed by default", f"`{cls.feed}` ([feeds](../feeds.md))")] if measures else []),
+        *(_measuring(cls) if measures else []),
         ("criterion", f"`{cls.card.criterion}`"),
         ("start, topology, purpose", f"{cls.card.start}, {cls.card.topology}, {cls.card.purpose}"),
         ("paper", cls.card.paper),
@@ -112,6 +112,15 @@ def _module_docstring(cls: type[OneShot]) -> tuple[str, str]:
 
 def _needs(cls: type[OneShot]) -> str:
     return "nothing" if cls.needs is None else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.needs.__name__).lower()
+
+
+def _measuring(cls: type[OneShot]) -> list[tuple[str, str]]:
+    """How a method that looks at data is fed unless one says otherwise."""
+    products = "bfloat16 where the CPU has it, else float32" if cls.rounds else "float32"
+    return [
+        ("fed by default", f"`{cls.feed}` ([feeds](../feeds.md))"),
+        ("calibration products by default", products),
+    ]
 
 
 def _settings(cls: type[OneShot]) -> list[str]:
