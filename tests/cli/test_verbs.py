@@ -96,7 +96,8 @@ def test_overwrite_replaces_only_a_checkpoint_of_ours(tiny, here):
 
 
 def test_a_plan_replayed_is_the_cut(tiny, here, draw):
-    assert secateur("plan", tiny, "wanda", *draw).status == 0
+    said = secateur("plan", tiny, "wanda", *draw)
+    assert said.status == 0 and "wanda would cut 50.00% of 18,432 weights at 14 sites\n" in said.out
     assert os.listdir(here) == ["tiny-wanda-50.plan"]
     said = secateur("apply", "tiny-wanda-50.plan", tiny, "--json")
     assert said.status == 0 and json.loads(said.out)["sparsity"] == 0.5

@@ -79,9 +79,10 @@ def tell(result: Result, args: argparse.Namespace) -> None:
         say(as_json(summary(result, held)))
         return
     units = sum(prod(kept.shape) for kept in plan.sites.values())
+    changed = result.model is not None or folder is not None  # a plan alone has changed nothing
+    did, took = ("cut", f" in {duration(result.seconds)}") if changed else ("would cut", "")
     lines = [
-        f"{plan.method} cut {100 * plan.sparsity:.2f}% of {units:,} weights at {len(plan.sites)} sites"
-        f" in {duration(result.seconds)}",
+        f"{plan.method} {did} {100 * plan.sparsity:.2f}% of {units:,} weights at {len(plan.sites)} sites{took}",
         *(f"note: {note}" for note in plan.notes),
     ]
     if folder:
