@@ -122,9 +122,11 @@ def secateur(job: Job, clock: Clock) -> tuple[Any, Job]:
     """What `secateur compress` does: load (bytes checked against the manifest), cut without an undo, save, verify."""
     from secateur.core.method import make
     from secateur.engine.calibrate import calibration
+    from secateur.engine.memory import one_heap
     from secateur.engine.run import Options, compress
     from secateur.io import store
 
+    one_heap()
     loaded = clock.stage("load", lambda: store.load(job["model"]))
     source, draw = job["calibration"], {"samples": 32, "length": 512, "seed": job.get("seed", 0)}
     drawn = calibration(source, loaded.tokenizer, **draw) if source else None

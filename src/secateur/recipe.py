@@ -31,7 +31,7 @@ _TABLES: dict[str, dict[str, Any]] = {
     "calibration": {"source": "embedded", "field": "text", "samples": 128, "length": 512, "seed": 0},
     "walk": {
         "feed": "auto",
-        "batch": 4,
+        "batch": 1,
         "products": "auto",
         "only": [],
         "skip": [],

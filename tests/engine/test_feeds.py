@@ -14,7 +14,7 @@ from secateur.core.method import OneShot
 from secateur.core.select import PerRow, parse_pattern
 from secateur.engine.calibrate import Calibration
 from secateur.engine.run import FEEDS, Options, compress
-from secateur.errors import BadInput, Unsupported
+from secateur.errors import Unsupported
 from secateur.methods.weights.l_obs import LOBS
 from secateur.methods.weights.magnitude import Magnitude
 from secateur.methods.weights.sparsegpt import SparseGPT
@@ -104,29 +104,20 @@ def test_the_three_feeds_are_three_different_things() -> None:
     assert all(made.made["feed"] == feed for feed, made in plans.items())
 
 
-@pytest.mark.parametrize("feed", ["block", "none"])
+@pytest.mark.parametrize("feed", FEEDS)
 @pytest.mark.parametrize("batch", [1, 2, 5, 100])
 def test_the_batch_size_does_not_matter(feed: str, batch: int) -> None:
     a = run(transformer(), Wanda(), feed=feed, batch=batch).plan
     assert a.agreement(run(transformer(), Wanda(), feed=feed, batch=6).plan)["positions"] >= 0.9999
 
 
-@pytest.mark.parametrize("feed", ["block", "none"])
+@pytest.mark.parametrize("feed", FEEDS)
 def test_samples_of_different_lengths(feed: str) -> None:
     samples = tuple(s for n in (3, 9, 9, 1, 5) for s in tokens(1, n, seed=n).samples)
     data = Calibration(samples, "uneven")
     slow = transformer()
     masks = slow_walk(slow, steps_of(ALL, feed), data, by_wanda(PerRow()))
     expect_same(run(transformer(), Wanda(), data, feed=feed), masks)
-
-
-def test_feed_layer_says_that_it_needs_equal_lengths() -> None:
-    model = transformer()
-    before = state(model)
-    data = Calibration((*tokens(1, 3).samples, *tokens(1, 9).samples), "uneven")
-    with pytest.raises(BadInput, match=r"different lengths.*feed block"):
-        run(model, Wanda(), data, feed="layer")
-    assert state(model) == before
 
 
 def test_feed_layer_measures_a_site_once_and_refuses_one_used_twice() -> None:
@@ -287,7 +278,7 @@ def test_auto_is_the_methods_own_feed_where_it_can_be(monkeypatch: pytest.Monkey
 
     assert fed(transformer(), Wanda(), data) == "none"
     assert fed(transformer(), SparseGPT(), data) == "layer"
-    assert fed(transformer(), SparseGPT(), ragged) == "block"
+    assert fed(transformer(), SparseGPT(), ragged) == "layer"
     assert fed(shared, SparseGPT(), data) == "none"
     monkeypatch.setattr("secateur.engine.run.LAYER_LIMIT", 1000)
     assert fed(transformer(), SparseGPT(), data) == "block"

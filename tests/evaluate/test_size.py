@@ -79,4 +79,4 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
         with PeakMemory() as after:
             pass
     assert peak.mb > after.mb + 150
-    assert outer.mb >= peak.mb - 1
+    assert outer.mb >= peak.mb - 10  # two samplers, a moment apart

@@ -43,10 +43,12 @@ def run(args: argparse.Namespace) -> int:
     from secateur.api import compress
     from secateur.core.method import find, make
     from secateur.engine import workers
+    from secateur.engine.memory import one_heap
 
     method = make(args.method, **flags.settings_of(args, find(args.method)))
     out = Path(args.out) if args.out is not None else default_out(args.model, method)
     streaming = args.stream or args.resume
+    one_heap()
     with workers.group(args.device), progress(args.quiet or args.json) as listen:
         result = compress(
             flags.model_of(args, listen, named=streaming, out=out),

@@ -58,7 +58,7 @@ def walk_flags(parser: Parser) -> None:
     group.add_argument(
         "--feed", default="auto", help="block, layer, none, or auto (default): the method's own"
     )
-    group.add_argument("--batch", type=whole(), default=4, help="samples a forward pass (default: 4)")
+    group.add_argument("--batch", type=whole(), default=1, help="samples a forward pass (default: 1)")
     group.add_argument("--products", default="auto", help="on a CPU: float32, bfloat16 or auto (default)")
     group.add_argument(
         "--only", action="append", default=[], metavar="GLOB", help="cut these sites only; repeatable"

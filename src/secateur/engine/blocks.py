@@ -258,18 +258,6 @@ class Measure:
         self.signals[site.name].add(self._last[2], len(x))
         self._history[site.name].append(self._inputs)
 
-    def one(self, site: WeightSite, x: Tensor, samples: int) -> Any:
-        """The signal of a site whose whole input is x; the next site with the same x gets the same object."""
-        key = identity(x)
-        if self._last is None or self._last[0] != key:
-            signal = self.kind(x.shape[1])
-            signal.add(self.kind.measure(x), len(x))
-            signal.samples = max(1, samples)
-            workers.merge([signal])
-            signal.check(site.name)
-            self._last = (key, x, signal)
-        return self._last[2]
-
     def finish(self, samples: int) -> dict[str, Any]:
         """The signals by site name, summed over the workers, checked; sites with the same inputs share one object."""
         self._last = None

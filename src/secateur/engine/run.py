@@ -5,7 +5,8 @@ Three ways to feed a block, and what each costs:
     block   the papers' way. Two passes: all sites of a block are measured on dense weights, cut, and the block is run
             again, so that the next block sees what the cut model will see. Twice the forward work; any batch size.
     layer   one pass. Each site is measured and cut just before it is used, so later sites see the cut ones too. One
-            forward pass; the samples go through as one batch, so a block's activations for all of them are in memory.
+            forward pass, the batches taking turns (engine/turns.py); what every batch holds in the middle of a block
+            is in memory. Any batch size.
     none    one pass. Every site is measured on the dense model. One forward pass; any batch size; shared weights work.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -29,8 +30,10 @@ from secateur.engine import workers
 from secateur.engine.blocks import Measure, Walk, Watch, check_output
 from secateur.engine.calibrate import Calibration
 from secateur.engine.events import Event, Listener, silent
+from secateur.engine.memory import release
 from secateur.engine.products import PRODUCTS, Products, choose, products
 from secateur.engine.split import split
+from secateur.engine.turns import Arrivals, See, in_turns
 from secateur.errors import BadInput, Unsupported, nearest
 from secateur.signals.norms import InputNorms
 from secateur.sites.find import Block, WeightSite, check_dtype, find_blocks, pick, uncut_matrices
@@ -63,7 +66,7 @@ class Options:
         feed: block, layer or none (this file's table), or auto: what suits the method best by the figures of
             docs/quality.md, where the model and the memory allow it (`own_feed`).
         only, skip: globs of site names, e.g. ``("*.mlp.*",)``; empty `only` means all.
-        batch: samples a forward pass (feed `layer` takes all at once).
+        batch: samples a forward pass: 1 as in the papers; more suits an accelerator, and takes more memory.
         products: how the calibration passes multiply on a CPU: float32, bfloat16 (engine/products.py), or auto, which
             is bfloat16 where the CPU does it in hardware and the method's masks stay the same to 1% (`rounds`). The
             weights written are not touched by it.
@@ -74,7 +77,7 @@ class Options:
     feed: Feed = "auto"
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
-    batch: int = 4
+    batch: int = 1
     products: Products = "auto"
     undo: bool = True
     listen: Listener = silent
@@ -125,6 +128,8 @@ class Job:
         return len(self.calibration.samples) if self.calibration else 0
 
     def tell(self, stage: str, done: int, detail: str = "") -> None:
+        """A block is done: its activations are gone, and the listener hears of it."""
+        release()
         self.options.listen(Event(stage, done, len(self.blocks), detail))
 
     def measured(self, kind: type, stage: str) -> Iterator[tuple[Block, dict[str, Any]]]:
@@ -226,18 +231,12 @@ class Job:
             self._sequential()
 
     def _sequential(self) -> None:
-        batches = self.batches(self.options.batch if self.options.feed == "block" else max(1, self.samples))
-        if self.options.feed == "layer" and len(batches) > 1:
-            raise BadInput(
-                "samples of different lengths cannot go through as one batch",
-                where="feed layer",
-                fix="use --feed block",
-            )
+        batches = self.batches(self.options.batch)
         with Walk(self.model, self.blocks, batches) as walk:
             for done, block in enumerate(self.blocks):
                 with self.home.block(block):
                     if not self.home.finished(block) and self.options.feed == "layer":
-                        self._layer(walk, block)
+                        self._layer(walk, block, len(batches))
                     else:
                         if not self.home.finished(block):
                             self._measure_and_cut(walk, block, len(batches))
@@ -256,20 +255,23 @@ class Job:
         for site in block.sites:
             self.cut(site, signals[site.name])
 
-    def _layer(self, walk: Walk, block: Block) -> None:
-        measure = Measure(self.method.needs or InputNorms, block.sites)
-        done: set[str] = set()
+    def _layer(self, walk: Walk, block: Block, batches: int) -> None:
+        arrivals = Arrivals(self.method.needs or InputNorms, self.samples)
 
-        def see(site: WeightSite, x: Tensor) -> None:
-            if site.name in done:
-                raise Unsupported("used more than once in one pass", where=site.name, fix="use --feed none")
-            done.add(site.name)
-            self.cut(site, measure.one(site, x, self.samples))
+        def task(i: int) -> Callable[[See], None]:
+            def run(see: See) -> None:
+                # Modes hold for one thread only, and this runs in its own.
+                with torch.no_grad(), products(choose(self.options.products)), Watch(block.sites, see):
+                    walk.step(i)
 
-        with Watch(block.sites, see):
-            walk.step(0)
+            return run
+
+        def decide(site: WeightSite) -> None:
+            self.cut(site, arrivals.signal(site))
+
+        seen = in_turns([task(i) for i in range(batches)], block.sites, arrivals.arrive, decide)
         for site in block.sites:
-            if site.name not in done:
+            if site.name not in seen:
                 self.cut(site, None)
 
 
@@ -286,17 +288,16 @@ class Result:
 def own_feed(method: OneShot, blocks: Sequence[Block], calibration: Calibration | None) -> Feed:
     """What `auto` means: the method's own feed, where this model and these samples allow it.
 
-    Shared weights can only be measured by `none`. `layer` has a block's activations for all samples in memory, so it
-    gives way to `block` above LAYER_LIMIT bytes of them, for samples that do not stack, and for experts on several
-    workers.
+    Shared weights can only be measured by `none`. `layer` holds what every batch has in the middle of a block (about
+    the residual, its normed copy and the widest input), so it gives way to `block` above LAYER_LIMIT bytes of them,
+    and for experts on several workers.
     """
     if method.feed == "none" or calibration is None or any(s.uses > 1 for b in blocks for s in b.sites):
         return "none"
-    shapes = {tuple((name, value.shape) for name, value in sample.items()) for sample in calibration.samples}
     tokens = sum(sample["input_ids"].numel() for sample in calibration.samples if "input_ids" in sample)
-    widths = max(sum(site.site.shape[0] for site in block.sites) for block in blocks)
+    widths = [site.site.shape[1] for block in blocks for site in block.sites]
     experts = workers.world() > 1 and any(site.index is not None for block in blocks for site in block.sites)
-    fits = len(shapes) == 1 and 0 < tokens * widths * 4 <= LAYER_LIMIT and not experts
+    fits = 0 < tokens * (2 * min(widths) + max(widths)) * 4 <= LAYER_LIMIT and not experts
     return method.feed if method.feed != "layer" or fits else "block"
 
 

@@ -39,7 +39,7 @@ class Terms:
     feed: str = "auto"
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
-    batch: int = 4
+    batch: int = 1
     products: str = "auto"
     text: Any = "embedded"
     eval_length: int | None = None

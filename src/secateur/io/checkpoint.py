@@ -142,9 +142,12 @@ def load_checkpoint(
 
 
 def load_state(folder: Path | str) -> dict[str, Tensor]:
-    """Every tensor of a folder by name, decoded, tied names of a plain module restored. No manifest is checked."""
+    """Every tensor of a folder by name, decoded, tied names of a plain module restored. No manifest is checked.
+
+    Dense tensors are private maps of their files: memory is taken when they are first read.
+    """
     with TensorFolder(folder) as source:
-        state = {name: source.get(name) for name in source.names()}
+        state = {name: source.view(name) for name in source.names()}
         for shard in source.shards.values():
             tied = strict_json(shard.header.metadata.get(TIED, "{}").encode(), shard.where)
             if not isinstance(tied, dict) or not all(

@@ -1,6 +1,7 @@
 """TensorFolder: the tensors of one safetensors file or of a folder of shards, read one at a time.
 
-A tensor is read by `pread` into memory of its own, never mapped, so that resident memory is what the caller holds.
+`get` reads a tensor by `pread` into memory of its own, so that resident memory is what the caller holds; `view` maps
+the file instead, privately: pages come in when they are touched, and what is written to them never reaches the file.
 Every shard is opened and its head checked when the folder is; later reads come from these same files even if the
 folder is replaced. Files that secateur wrote sparse (see sparse.py) are decoded on the way: names, shapes and bytes are
 those of the dense model.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -55,6 +57,7 @@ class TensorFolder:
         self.path = Path(path)
         self.shards: dict[str, Shard] = {}
         self._where: dict[str, Shard] = {}
+        self._maps: dict[str, mmap.mmap] = {}
         try:
             root, files, index = _find(self.path)
             for name in files:
@@ -135,6 +138,21 @@ class TensorFolder:
         parts = {part: read_stored(shard, f"{prefix}.{part}") for part in PARTS}
         return decode(parts, where=f"{shard.where}: {name}")
 
+    def view(self, name: str) -> Tensor:
+        """As `get`, but a dense tensor lies in a private map of its file, which lives as long as the tensor does."""
+        shard = self._shard(name)
+        entry = shard.header.entries.get(name)
+        aligned = entry is not None and entry.nbytes > 0 and entry.start % entry.dtype.itemsize == 0
+        if self.is_sparse(name) or entry is None or not aligned:
+            return self.get(name)
+        if shard.name not in self._maps:
+            self._maps[shard.name] = mmap.mmap(shard.fd, 0, access=mmap.ACCESS_COPY)
+        space = self._maps[shard.name]
+        if entry.start + entry.nbytes > len(space):
+            raise Damaged(f"is cut short inside tensor {name!r:.100}", where=shard.where)
+        flat = torch.frombuffer(space, dtype=torch.uint8, count=entry.nbytes, offset=entry.start)
+        return flat.view(entry.dtype).reshape(entry.shape)
+
     def layout(self) -> Layout:
         """File -> name -> (dtype, shape) of the dense tensors it stands for: what a writer of a like folder needs."""
         return {
@@ -149,7 +167,7 @@ class TensorFolder:
     def close(self) -> None:
         for shard in self.shards.values():
             os.close(shard.fd)
-        self.shards, self._where = {}, {}
+        self.shards, self._where, self._maps = {}, {}, {}
 
     def __enter__(self) -> Self:
         return self
