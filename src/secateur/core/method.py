@@ -195,30 +195,43 @@ _TABLE = {
 }
 
 
+# Methods that cut while, or just before, a network trains (apply/training.py).
+_TRAINING = {
+    "gmp": "secateur.methods.weights.gmp:GMP",
+}
+
+
 def names() -> list[str]:
-    """Registered names, in the table's order."""
+    """Registered names of the methods that cut a trained network, in the table's order."""
     return list(_TABLE)
 
 
-def find(name: str) -> type[OneShot]:
+def training_names() -> list[str]:
+    """Registered names of the methods that cut while a network trains."""
+    return list(_TRAINING)
+
+
+def find(name: str) -> type[Any]:
     """The class registered under `name`, imported now.
 
     Raises:
         NoMatch: no such method; the line names the nearest.
     """
-    if name not in _TABLE:
-        raise NoMatch(f"no method {name!r}", where="method", fix=nearest(name, _TABLE))
-    module, _, attribute = _TABLE[name].partition(":")
+    table = {**_TABLE, **_TRAINING}
+    if name not in table:
+        raise NoMatch(f"no method {name!r}", where="method", fix=nearest(name, table))
+    module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def name_of(method: OneShot) -> str:
-    """The registered name of a configured method (a class outside the table answers with its own name)."""
+def name_of(method: Any) -> str:
+    """The registered name of a configured method (a class outside the tables answers with its own name)."""
     path = f"{type(method).__module__}:{type(method).__name__}"
-    return next((name for name, where in _TABLE.items() if where == path), type(method).__name__.lower())
+    table = {**_TABLE, **_TRAINING}
+    return next((name for name, where in table.items() if where == path), type(method).__name__.lower())
 
 
-def make(name: str, **settings: Any) -> OneShot:
+def make(name: str, **settings: Any) -> Any:
     """Build a method from its name and settings, as recipes and the command line do.
 
     Raises:
