@@ -13,14 +13,21 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from secateur.core.method import OneShot, find, names
+from secateur.apply.training import Training
+from secateur.core.method import find, names, training_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "cards"
 MARK = "<!-- written by tools/cards.py from the method's file: change that, then run `make fix` -->"
 INTRODUCTION = """\
 `secateur list` prints this table, with filters. Every method passes [the battery](../check.md) and equals a slow
 rendering of its formula; what each costs stands in [quality](../quality.md) and [speed](../speed.md)."""
+TRAINED = "[cut while training](../training.md)"
+RECIPE = """\
+A recipe has `[method]` with `name = "{name}"` and the settings above as keys; `secateur train RECIPE.toml` runs it
+([cut while training](../training.md)). From Python:
+"""
 KINDS = {
     "Pattern": "pattern",
     "float": "number",
@@ -52,16 +59,16 @@ def main(argv: list[str]) -> int:
 
 def render_all() -> dict[str, str]:
     """File name -> text of every page."""
-    return {"index.md": index(), **{f"{name}.md": card(name) for name in names()}}
+    return {"index.md": index(), **{f"{name}.md": card(name) for name in (*names(), *training_names())}}
 
 
 def index() -> str:
     """The table of all methods."""
     rows = []
-    for name in names():
+    for name in (*names(), *training_names()):
         cls = find(name)
         title, _ = _module_docstring(cls)
-        changes = "yes" if cls.updates else "no"
+        changes = "yes" if _updates(cls) else "no"
         facts = [f"[`{name}`]({name}.md)", _cell(title), cls.card.unit, cls.card.when, _needs(cls), changes]
         rows.append(f"| {' | '.join(facts)} |")
     head = ["| method | what it does | unit | when | needs | changes kept weights |", "|" + " --- |" * 6]
@@ -71,24 +78,28 @@ def index() -> str:
 def card(name: str) -> str:
     """The page of one method."""
     cls = find(name)
-    measures = cls.needs is not None
+    trains = issubclass(cls, Training)
+    measures = not trains and cls.needs is not None
     title, body = _module_docstring(cls)
     facts = [
         ("unit", str(cls.card.unit)),
         ("when", f"{cls.card.when} training"),
         ("needs", _needs(cls)),
-        ("changes kept weights", "yes" if cls.updates else "no"),
+        ("changes kept weights", "yes" if _updates(cls) else "no"),
         *(_measuring(cls) if measures else []),
         ("criterion", f"`{cls.card.criterion}`"),
         ("start, topology, purpose", f"{cls.card.start}, {cls.card.topology}, {cls.card.purpose}"),
         ("paper", cls.card.paper),
-        ("measured", "[quality](../quality.md), [speed](../speed.md)"),
+        ("measured", TRAINED if trains else "[quality](../quality.md), [speed](../speed.md)"),
         ("file", f"`src/{cls.__module__.replace('.', '/')}.py`"),
     ]
     lines = [MARK, f"# {name}", "", title[0].upper() + title[1:], "", "| | |", "| --- | --- |"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in facts]
     lines += ["", "## The formula", "", "```text", body, "```", "", "## Settings", ""]
     lines += ["| flag | kind | default | meaning |", "| --- | --- | --- | --- |", *_settings(cls)]
+    if trains:
+        lines[-1:] = [lines[-1], "", "## Run it", "", RECIPE.format(name=name), *_python(name)]
+        return "\n".join(lines)
     lines += [
         "",
         "## Run it",
@@ -103,18 +114,41 @@ def card(name: str) -> str:
     return "\n".join(lines)
 
 
-def _module_docstring(cls: type[OneShot]) -> tuple[str, str]:
+def _python(name: str) -> list[str]:
+    """A training of a few seconds that the tests run."""
+    call = f'secateur.make("{name}", sparsity=0.8)'
+    return [
+        "```python",
+        "import secateur",
+        "from secateur.engine.train import Fit",
+        "from secateur.training import TrainingRecipe",
+        "",
+        "how = Fit(epochs=6, batch=16, lr=0.02)",
+        f'done = secateur.train(TrainingRecipe("mlp-32", "digits", {call}, how))',
+        'print(done.figures["accuracy"], done.figures["density"])',
+        "```",
+        "",
+    ]
+
+
+def _updates(cls: type[Any]) -> bool:
+    return getattr(cls, "updates", True)
+
+
+def _module_docstring(cls: type[Any]) -> tuple[str, str]:
     """What the method's file says at its top: the sentence after the name, and the rest."""
     text = (importlib.import_module(cls.__module__).__doc__ or "").strip()
     first, _, rest = text.partition("\n")
     return first.partition(": ")[2].strip(), rest.strip("\n")
 
 
-def _needs(cls: type[OneShot]) -> str:
+def _needs(cls: type[Any]) -> str:
+    if issubclass(cls, Training):
+        return "dense gradients now and then" if cls.rewires else "nothing"
     return "nothing" if cls.needs is None else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.needs.__name__).lower()
 
 
-def _measuring(cls: type[OneShot]) -> list[tuple[str, str]]:
+def _measuring(cls: type[Any]) -> list[tuple[str, str]]:
     """How a method that looks at data is fed unless one says otherwise."""
     products = "bfloat16 where the CPU has it, else float32" if cls.rounds else "float32"
     return [
@@ -123,7 +157,7 @@ def _measuring(cls: type[OneShot]) -> list[tuple[str, str]]:
     ]
 
 
-def _settings(cls: type[OneShot]) -> list[str]:
+def _settings(cls: type[Any]) -> list[str]:
     """One row for each field, in order, its meaning from the `Args:` of the class or of its bases."""
     meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__):

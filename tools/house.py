@@ -37,8 +37,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check": _PROOF | {"check"},
     "api": _PROOF,
     **{job: _PROOF | {"api"} for job in ("demo", "recipe")},
-    "cli": _PROOF | {"check", "api", "demo", "recipe", "cli", "__init__"},
-    "__init__": _PROOF | {"check", "api"},
+    "training": _PROOF | {"recipe"},
+    "cli": _PROOF | {"check", "api", "demo", "recipe", "training", "cli", "__init__"},
+    "__init__": _PROOF | {"check", "api", "training"},
     "__main__": {"cli"},
 }
 

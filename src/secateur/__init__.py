@@ -32,6 +32,7 @@ __all__ = [
     "plan",
     "save",
     "sweep",
+    "train",
 ]
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
     from secateur.check import check_method
     from secateur.core.method import make
     from secateur.core.plan import Plan
+    from secateur.training import train
 
 _WHERE = {
     "Plan": "secateur.core.plan",
     "make": "secateur.core.method",
     "check_method": "secateur.check",
+    "train": "secateur.training",
 }
 _VERBS = ("apply", "evaluate")  # folders of this package that are also functions of its interface
 
@@ -53,7 +56,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_WHERE.get(name, "secateur.api")), name)
     if name[:1].isupper():  # secateur.Wanda: a method by its class
         method = importlib.import_module("secateur.core.method")
-        for registered in method.names():
+        for registered in (*method.names(), *method.training_names()):
             if method.find(registered).__name__ == name:
                 return method.find(registered)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")

@@ -123,6 +123,7 @@ def compress(
         BadInput, NoMatch, Infeasible, Unsupported, Damaged, Locked: one line; model and `out` are as they were.
     """
     chosen = make(method) if isinstance(method, str) else method
+    _check_cuts(chosen)
     options = run.Options(feed, only, skip, batch, products, undo, listen)  # type: ignore[arg-type]
     draw = Draw(samples, length, seed, field)
     if out is not None:
@@ -212,6 +213,12 @@ def apply(
     return result
 
 
+def _check_cuts(method: Any) -> None:
+    if not isinstance(method, OneShot):
+        what = f"{registry.name_of(method)} cuts while a network trains"
+        raise BadInput(what, where="method", fix="use `secateur train`, or attach it to an optimiser")
+
+
 def list_methods(
     unit: str | None = None, when: str | None = None, needs: str | None = None, purpose: str | None = None
 ) -> list[dict[str, Any]]:
@@ -224,16 +231,17 @@ def list_methods(
         NoMatch: no method has that unit, moment, need or purpose; the known ones are named.
     """
     rows: list[dict[str, Any]] = []
-    for name in registry.names():
+    for name in (*registry.names(), *registry.training_names()):
         cls = registry.find(name)
+        reads: Any = getattr(cls, "needs", None)
         rows.append(
             {
                 "name": name,
                 "unit": str(cls.card.unit),
                 "when": cls.card.when,
                 "purpose": cls.card.purpose,
-                "needs": cls.needs.__name__ if cls.needs is not None else "nothing",
-                "updates": cls.updates,
+                "needs": reads.__name__ if reads is not None else "nothing",
+                "updates": getattr(cls, "updates", True),
                 "criterion": cls.card.criterion,
                 "paper": cls.card.paper,
                 "what": (sys.modules[cls.__module__].__doc__ or "")

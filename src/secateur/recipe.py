@@ -64,30 +64,14 @@ def load_recipe(path: str | Path) -> Recipe:
         Damaged: not TOML in UTF-8.   NoMatch: an unknown table, key, method or setting.   BadInput: a wrong value.
     """
     from secateur.core.method import make
-    from secateur.io.files import read_small
 
     path = Path(path)
-    try:
-        found = tomllib.loads(read_small(path, _LIMIT).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"is not TOML ({str(error).splitlines()[0][:80]})", where=str(path)) from error
-    known = ["model", "method", "calibration", "walk", "output", "evaluate"]
-    for name, value in found.items():
-        if name not in known:
-            raise NoMatch(f"no table [{name}]", where=str(path), fix=nearest(name, known))
-        if not isinstance(value, dict):
-            raise BadInput(
-                f"{name} is not a table", where=str(path), fix=f"write [{name}] and its keys below"
-            )
-    for name, key in _REQUIRED.items():
-        if not isinstance(found.get(name, {}).get(key), str) or not found[name][key]:
-            raise BadInput(f"[{name}] has no {key}", where=str(path), fix=f'add {key} = "..."')
-    tables = {name: _table(path, name, found.get(name, {})) for name in _TABLES}
+    tables, found = read_tables(path, _TABLES, _REQUIRED, "method")
     method = make(**found["method"])
     base = path.resolve().parent
-    tables["model"]["name"] = _resolve(base, tables["model"]["name"])
-    tables["calibration"]["source"] = _resolve(base, tables["calibration"]["source"])
-    tables["evaluate"]["text"] = _resolve(base, tables["evaluate"]["text"])
+    tables["model"]["name"] = resolve(base, tables["model"]["name"])
+    tables["calibration"]["source"] = resolve(base, tables["calibration"]["source"])
+    tables["evaluate"]["text"] = resolve(base, tables["evaluate"]["text"])
     tables["output"]["folder"] = str(base / tables["output"]["folder"])
     if tables["evaluate"]["page"]:
         tables["evaluate"]["page"] = str(base / tables["evaluate"]["page"])
@@ -202,13 +186,46 @@ def _proof(
     return results
 
 
-def _table(path: Path, name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """A table with its defaults; every value of the kind of its default."""
-    known = _TABLES[name]
+def read_tables(
+    path: Path, tables: dict[str, dict[str, Any]], required: dict[str, str], free: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """A TOML file of known tables.
+
+    Args:
+        tables: table -> key -> default; a value must be of its default's kind.   required: table -> key it must have.
+        free: the one table whose keys are not checked here.
+
+    Returns:
+        every table with its defaults filled in, and the file as it stands.
+    """
+    from secateur.io.files import read_small
+
+    try:
+        found = tomllib.loads(read_small(path, _LIMIT).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"is not TOML ({str(error).splitlines()[0][:80]})", where=str(path)) from error
+    known = [*tables, free]
+    for name, value in found.items():
+        if name not in known:
+            raise NoMatch(f"no table [{name}]", where=str(path), fix=nearest(name, known))
+        if not isinstance(value, dict):
+            raise BadInput(
+                f"{name} is not a table", where=str(path), fix=f"write [{name}] and its keys below"
+            )
+    for name, key in {**required, **({free: "name"} if free in found else {})}.items():
+        if not isinstance(found.get(name, {}).get(key), str) or not found[name][key]:
+            raise BadInput(f"[{name}] has no {key}", where=str(path), fix=f'add {key} = "..."')
+    return {name: _table(path, name, tables[name], found.get(name, {})) for name in tables}, found
+
+
+def _table(path: Path, name: str, known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A table with its defaults; every value of the kind of its default (a whole number may stand for a float)."""
     for key, value in found.items():
         where = f"{path}, [{name}]"
         if key not in known:
             raise NoMatch(f"no key {key!r}", where=where, fix=nearest(key, known))
+        if type(value) is int and isinstance(known[key], float):
+            value = found[key] = float(value)
         if type(value) is not type(known[key]):
             raise BadInput(f"{key} = {value!r:.40} is not {_kind(known[key])}", where=where)
         if (
@@ -217,16 +234,19 @@ def _table(path: Path, name: str, found: dict[str, Any]) -> dict[str, Any]:
             and not all(isinstance(v, str) for v in value)
         ):
             raise BadInput(f"{key} = {value!r:.40} is not a list of texts", where=where)
-        if type(value) is int and value < (0 if key in ("seed", "windows", "max_shard") else 1):
+        if type(value) is int and value < (
+            0 if key in ("seed", "windows", "max_shard", "size", "limit") else 1
+        ):
             raise BadInput(f"{key} = {value} is too small", where=where)
     return {**known, **found}
 
 
 def _kind(value: Any) -> str:
-    return {str: "a text", bool: "true or false", int: "a whole number"}.get(type(value), "a list of texts")
+    kinds = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+    return kinds.get(type(value), "a list of texts")
 
 
-def _resolve(base: Path, name: str) -> str:
+def resolve(base: Path, name: str) -> str:
     """A path beside the recipe if there is one; else the name as it stands (embedded, hub)."""
     beside = base / name
     looks_like_path = name.startswith((".", "/", "~")) or beside.exists()

@@ -73,7 +73,7 @@ class Pruner:
         self.explored = {name: mask.clone() for name, mask in self.net.masks.items()}
         self.peak_density = self.density
         self.density_steps = dict.fromkeys(self._weights, 0.0)
-        self.dense_gradient_steps = 0
+        self.dense_steps = dict.fromkeys(self._weights, 0.0)
         self._put()
         self._hook = self._inner.register_step_pre_hook(self._before)
         wrap: Callable[[Pruner], torch.optim.Optimizer] | None = getattr(method, "wrap", None)
@@ -126,13 +126,13 @@ class Pruner:
         else:
             self._hold()
             if self._due:
-                if self.method.rewires:
-                    self.dense_gradient_steps += 1
+                for name, share in self._share.items() if self.method.rewires else ():
+                    self.dense_steps[name] += 1 - share
                 self._revise()
                 self._owed = False
         self._bad = self._seen = self._due = False
         net.gradients = {}
-        for name, share in self._densities().items():
+        for name, share in self._share.items():
             self.density_steps[name] += share
 
     def _revise(self) -> None:
@@ -230,9 +230,6 @@ class Pruner:
 
     # -- what it holds -----------------------------------------------------------------------------------------------
 
-    def _densities(self) -> dict[str, float]:
-        return self._share
-
     @property
     def density(self) -> float:
         """Fraction of the layers' weights that are kept now."""
@@ -253,7 +250,7 @@ class Pruner:
             "explored_fraction": sum(int(mask.sum()) for mask in self.explored.values()) / size,
             "steps": self.net.step,
             "skipped": self.skipped,
-            "layers": dict(self._densities()),
+            "layers": dict(self._share),
             "notes": list(self.net.notes),
         }
 
@@ -268,7 +265,7 @@ class Pruner:
             "skipped": self.skipped,
             "owed": self._owed,
             "peak_density": self.peak_density,
-            "dense_gradient_steps": self.dense_gradient_steps,
+            "dense_steps": dict(self.dense_steps),
             "density_steps": dict(self.density_steps),
             "notes": list(self.net.notes),
             "shapes": {name: list(mask.shape) for name, mask in self.net.masks.items()},
@@ -277,12 +274,8 @@ class Pruner:
             "memory": {name: tensor.clone() for name, tensor in self.net.memory.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Load the model and the optimiser first.
-
-        Raises:
-            BadInput: the state is of another method, other settings or another network; nothing is changed.
-        """
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuse (BadInput) a state of another method, other settings or another network; nothing is changed."""
         mine = self.state_dict()
         for key in ("method", "settings", "steps", "shapes"):
             if state.get(key) != mine[key]:
@@ -290,6 +283,10 @@ class Pruner:
                 raise BadInput(what, where="resume", fix="resume with the words the run was started with")
         if state["memory"].keys() != mine["memory"].keys():
             raise BadInput("does not hold what this method remembers", where="resume", fix="start again")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. Load the model and the optimiser first. Raises as `check_state`."""
+        self.check_state(state)
         net = self.net
         shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
         net.masks = self._checked({name: unpack(bits, shapes[name]) for name, bits in state["masks"].items()})
@@ -298,7 +295,7 @@ class Pruner:
             net.memory[name].copy_(tensor)
         net.step, self.position, self.skipped = state["step"], state["position"], state["skipped"]
         self._owed, self.peak_density = state["owed"], state["peak_density"]
-        self.dense_gradient_steps = state["dense_gradient_steps"]
+        self.dense_steps = dict(state["dense_steps"])
         self.density_steps, net.notes = dict(state["density_steps"]), list(state["notes"])
         self._adopt(net.masks)
         self._put()

@@ -28,5 +28,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     heads = ["name", "unit", "when", "needs", "paper"]
     say(table(heads, [[row[head] for head in heads] for row in rows], left=range(5)))
-    say("\nsecateur compress MODEL NAME --help: what a method can be told")
+    say(
+        "\nsecateur compress MODEL NAME --help: what a method can be told; before and during: secateur train RECIPE.toml"
+    )
     return 0

@@ -27,6 +27,7 @@ VERBS = {
     "show": "what a checkpoint holds, measured from its weights",
     "verify": "check every byte of a checkpoint against its manifest",
     "generate": "continue a prompt",
+    "train": "train a network and cut it on the way, from a TOML file",
     "run": "a whole job written down in a TOML file",
 }
 LINE = 160

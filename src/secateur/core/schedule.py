@@ -82,6 +82,8 @@ def window(
         raise BadInput(
             f"from {begin:g} to {end:g} of the training", where="schedule", fix="0 <= begin <= end <= 1"
         )
+    if every < 1:
+        raise BadInput(f"an event every {every} steps", where="schedule", fix="use 1 or more")
     first = max(1, round(begin * steps))
     events = 0 if shape == "once" else (round(end * steps) - first) // every
     if first > steps or (shape != "once" and events < 1):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -243,3 +243,21 @@ def _blocks(inputs: int, outputs: int, stride: int, count: int) -> nn.Sequential
     return nn.Sequential(
         Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(count - 1))
     )
+
+
+def narrower(settings: Settings, parameters: int) -> str:
+    """The name of the same kind of network with other widths whose parameters come nearest to `parameters`."""
+    name = full_name(settings.architecture)
+
+    def scaled(factor: float) -> str:
+        if found := _RESNET.match(name):
+            width = round(float(found[2] or 1) * factor, 4)
+            return f"resnet{found[1]}" + (f"x{width:g}" if width != 1 else "")
+        kind, *widths = name.split("-")
+        return "-".join([kind, *(str(max(1, round(int(width) * factor))) for width in widths)])
+
+    def count(candidate: str) -> int:
+        return sum(p.numel() for p in skeleton(replace(settings, architecture=candidate)).parameters())
+
+    candidates = dict.fromkeys(scaled(step / 200) for step in range(1, 201))
+    return min(candidates, key=lambda candidate: abs(count(candidate) - parameters))
