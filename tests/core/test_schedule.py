@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ def test_every_ramp_rises_from_its_first_to_its_last_value(
 ) -> None:
     ramp = Schedule(shape, 7, every, n, initial, final)
     targets = [ramp.target(step) for step in range(0, ramp.end + 10)]
-    assert all(a <= b + 1e-12 for a, b in zip(targets, targets[1:], strict=False))
+    assert all(a <= b + 1e-12 for a, b in pairwise(targets))
     assert targets[6] == initial and targets[-1] == final
     events = [step for step in range(ramp.end + 10) if ramp.due(step)]
     assert events == ([7] if shape == "once" else [7 + every * j for j in range(n + 1)])

@@ -29,6 +29,6 @@ def run(args: argparse.Namespace) -> int:
     heads = ["name", "unit", "when", "needs", "paper"]
     say(table(heads, [[row[head] for head in heads] for row in rows], left=range(5)))
     say(
-        "\nsecateur compress MODEL NAME --help: what a method can be told; before and during: secateur train RECIPE.toml"
+        "\nsecateur compress MODEL NAME --help: what a method can be told; when it is not after: secateur train"
     )
     return 0
