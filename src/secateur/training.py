@@ -175,8 +175,12 @@ def _run(
     listen: Listener,
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     method = recipe.method
-    how = replace(recipe.how, cycle=-(-recipe.how.epochs // getattr(method, "trainings", 1)))
+    how = recipe.how
     images, labels = to_batch(learn.images), torch.as_tensor(learn.labels)
+    length = getattr(method, "length", None)  # a method of several trainings says how long the first is
+    if length is not None:
+        per_epoch = how.per_epoch(len(images))
+        how = replace(how, cycle=length(how.epochs * per_epoch) / per_epoch)
     optimizer, pruner = how.make(model), None
     if method is not None:
         some = [

@@ -247,3 +247,25 @@ def test_sparsity_in_its_range_is_a_float() -> None:
     assert (
         check_sparsity(0) == 0.0 and isinstance(check_sparsity(0), float) and check_sparsity(0.999) == 0.999
     )
+
+
+@given(
+    kind=st.sampled_from(["normal", "ties", "sorted", "constant", "half zero"]),
+    part=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=30, deadline=None)
+def test_one_long_row_equals_a_stable_sort(kind: str, part: float, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    n = (1 << 16) + 7
+    row = {
+        "normal": torch.randn(n, generator=g),
+        "ties": torch.randint(0, 4, (n,), generator=g).float(),
+        "sorted": torch.arange(n).float(),
+        "constant": torch.zeros(n),
+        "half zero": torch.randn(n, generator=g).relu(),
+    }[kind]
+    cut = int(part * n)
+    expected = torch.ones(n, dtype=torch.bool)
+    expected[row.sort(stable=True).indices[:cut]] = False
+    assert torch.equal(keep_top(row[None], cut)[0], expected)

@@ -47,7 +47,10 @@ class Pruner:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise BadInput(f"{steps!r} optimiser steps", where="steps", fix="say how many the training has")
         model = bare(model)
-        self.method, self.optimizer, self._inner = method, optimizer, optimizer
+        self.method, self.optimizer = method, optimizer
+        self._inner: torch.optim.Optimizer = getattr(
+            optimizer, "optimizer", optimizer
+        )  # inside accelerate's wrapper
         self._weights = trainable_weights(model, method.only, method.skip)
         self._owners = _owners(model, self._weights)
         self._check_optimizer(model)
@@ -82,9 +85,27 @@ class Pruner:
 
     # -- each step -------------------------------------------------------------------------------------------------
 
-    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """Just before the optimiser's step: refuse what is not finite, keep what the method needs, zero the rest."""
+    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        """Just before the optimiser's step; where a closure computes the gradients, just after that."""
         self._seen = True
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._look()
+            return None
+
+        def watched() -> Any:
+            value = closure()
+            self._look()
+            return value
+
+        return (
+            ((args[0], watched, *args[2:]), kwargs)
+            if len(args) > 1
+            else (args, {**kwargs, "closure": watched})
+        )
+
+    def _look(self) -> None:
+        """Refuse gradients that are not finite, keep what the method needs, zero those of cut weights."""
         for name, weight in self._weights.items():
             owner, attribute = self._owners[name]
             if getattr(owner, attribute) is not weight:
@@ -138,6 +159,9 @@ class Pruner:
     def _revise(self) -> None:
         net = self.net
         net.masks = self._agreed(self._checked(self.method.revise(net)))
+        for name, fresh in net.restarted.items():
+            self._zero(name, fresh)
+        net.restarted = {}
         self._adopt(net.masks)
         self._put()
         for name, mask in net.masks.items():
@@ -152,12 +176,15 @@ class Pruner:
         if self._scores:
             self._put()
             return
-        for name, weight in self._weights.items():
-            cut = self._cut[name]
-            weight.detach().masked_fill_(cut, 0)
-            for value in self._inner.state.get(weight, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    value.masked_fill_(cut, 0)
+        for name in self._weights:
+            self._zero(name, self._cut[name])
+
+    def _zero(self, name: str, where: Tensor) -> None:
+        weight = self._weights[name]
+        weight.detach().masked_fill_(where, 0)
+        for value in self._inner.state.get(weight, {}).values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                value.masked_fill_(where, 0)
 
     def _put(self) -> None:
         """Write the masks, or the effective weights of a method that trains scores, into the network."""

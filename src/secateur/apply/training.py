@@ -48,6 +48,8 @@ class Net:
         step: optimiser steps done.   steps: how many the training has.
         memory: tensors of the method's own; saved and brought back with the masks.
         data, loss: a few batches (input, target) and the loss, for criteria taken before training.
+        restarted: bool, by name: weights that start anew at 0, moments too, although they were kept before; `revise`
+            sets it.
         notes: lines for the report.
     """
 
@@ -62,6 +64,7 @@ class Net:
     memory: dict[str, Tensor] = field(default_factory=dict)
     data: Sequence[tuple[Any, Any]] = ()
     loss: Loss | None = None
+    restarted: Masks = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     rewound_to: int | None = None
 

@@ -198,6 +198,18 @@ _TABLE = {
 # Methods that cut while, or just before, a network trains (apply/training.py).
 _TRAINING = {
     "gmp": "secateur.methods.weights.gmp:GMP",
+    "granet": "secateur.methods.weights.granet:GraNet",
+    "rigl": "secateur.methods.weights.rigl:RigL",
+    "set": "secateur.methods.weights.set:SET",
+    "random_pruning": "secateur.methods.weights.random_pruning:RandomPruning",
+    "snip": "secateur.methods.weights.snip:SNIP",
+    "grasp": "secateur.methods.weights.grasp:GraSP",
+    "synflow": "secateur.methods.weights.synflow:SynFlow",
+    "lottery_ticket": "secateur.methods.weights.lottery_ticket:LotteryTicket",
+    "edge_popup": "secateur.methods.weights.edge_popup:EdgePopup",
+    "biprop": "secateur.methods.weights.biprop:Biprop",
+    "lottery_jackpots": "secateur.methods.weights.lottery_jackpots:LotteryJackpots",
+    "adasap": "secateur.methods.weights.adasap:AdaSAP",
 }
 
 

@@ -48,7 +48,7 @@ class Fit:
     weight_decay: float = 5e-4
     schedule: str = "cosine"
     warmup: float = 0.0
-    cycle: int | None = None
+    cycle: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -83,6 +83,10 @@ class Classifier(nn.Module):
     def classify(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, by torch's global generator."""
+        _draw(self, None)
+
 
 class Perceptron(Classifier):
     def __init__(self, settings: Settings, widths: tuple[int, ...]) -> None:
@@ -172,8 +176,14 @@ def make_network(settings: Settings, seed: int = 0) -> Classifier:
     Raises: NoMatch: no such architecture.   BadInput: one that these images are too small for.
     """
     model = skeleton(settings).to_empty(device="cpu")
-    random = torch.Generator().manual_seed(seed)
-    glorot = settings.architecture.startswith("lenet")
+    _draw(model, torch.Generator().manual_seed(seed))
+    model.mean.copy_(torch.tensor(settings.mean).view_as(model.mean))
+    model.std.copy_(torch.tensor(settings.std).view_as(model.std))
+    return model
+
+
+def _draw(model: Classifier, random: torch.Generator | None) -> None:
+    glorot = model.settings.architecture.startswith("lenet")
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             if glorot:
@@ -184,9 +194,6 @@ def make_network(settings: Settings, seed: int = 0) -> Classifier:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-    model.mean.copy_(torch.tensor(settings.mean).view_as(model.mean))
-    model.std.copy_(torch.tensor(settings.std).view_as(model.std))
-    return model
 
 
 def skeleton(settings: Settings) -> Classifier:
