@@ -70,7 +70,7 @@ def keep_top(score: Tensor, cut: int) -> Tensor:
 
 
 def _kth_lowest(score: Tensor, k: int) -> Tensor:
-    """The k-th lowest of each row [groups, 1]; in one long row a sample brackets it, so that little is left to order."""
+    """The k-th lowest of each row [groups, 1]; in one long row a sample brackets it, so little is left to order."""
     n = score.shape[1]
     if len(score) == 1 and n >= 1 << 16:
         row = score[0]

@@ -37,11 +37,6 @@ from secateur.core.select import check_sparsity, cut_count, keep_top
 from secateur.core.units import Unit
 from secateur.errors import BadInput, Infeasible, nearest
 
-if TYPE_CHECKING:
-    pass
-
-# A weight that an event prunes and regrows keeps its mask, so the pruner would keep its moments: they are zeroed here.
-_OPTIMIZERS: WeakKeyDictionary[nn.Module, Optimizer] = WeakKeyDictionary()
 # GraNet_uniform: the classifier's sparsity, from this sparsity of the network on
 _SPARSE_LAST, _FROM = 0.8, 0.8
 
