@@ -122,8 +122,7 @@ def compress(
     Raises:
         BadInput, NoMatch, Infeasible, Unsupported, Damaged, Locked: one line; model and `out` are as they were.
     """
-    chosen = make(method) if isinstance(method, str) else method
-    _check_cuts(chosen)
+    chosen = _one_shot(method)
     options = run.Options(feed, only, skip, batch, products, undo, listen)  # type: ignore[arg-type]
     draw = Draw(samples, length, seed, field)
     if out is not None:
@@ -213,10 +212,12 @@ def apply(
     return result
 
 
-def _check_cuts(method: Any) -> None:
-    if not isinstance(method, OneShot):
-        what = f"{registry.name_of(method)} cuts while a network trains"
+def _one_shot(method: OneShot | str) -> OneShot:
+    chosen = make(method) if isinstance(method, str) else method
+    if not isinstance(chosen, OneShot):
+        what = f"{registry.name_of(chosen)} cuts while a network trains"
         raise BadInput(what, where="method", fix="use `secateur train`, or attach it to an optimiser")
+    return chosen
 
 
 def list_methods(

@@ -175,34 +175,15 @@ def _run(
     listen: Listener,
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     method = recipe.method
-    how = recipe.how
     images, labels = to_batch(learn.images), torch.as_tensor(learn.labels)
-    length = getattr(method, "length", None)  # a method of several trainings says how long the first is
-    if length is not None:
-        per_epoch = how.per_epoch(len(images))
-        how = replace(how, cycle=length(how.epochs * per_epoch) / per_epoch)
+    how = _timed(recipe.how, method, len(images))
     optimizer, pruner = how.make(model), None
     if method is not None:
-        some = [
-            (images[i : i + how.batch], labels[i : i + how.batch]) for i in range(0, len(images), how.batch)
-        ][:8]
-        pruner = method.attach(
-            model,
-            optimizer,
-            steps=how.epochs * how.per_epoch(len(images)),
-            data=some,
-            loss=nn.functional.cross_entropy,
-        )
-    figures: dict[str, Any] = {
-        "format": "secateur.training",
-        "version": 1,
-        "model": recipe.model,
-        "data": learn.name,
-        "method": name_of(method) if method is not None else "dense",
-        "settings": method.settings() if method is not None else {},
-        "training": {f.name: getattr(recipe.how, f.name) for f in fields(Fit)},
-        "augment": recipe.augment,
-    }
+        starts = range(0, len(images), how.batch)[:8]
+        some = [(images[i : i + how.batch], labels[i : i + how.batch]) for i in starts]
+        steps = how.epochs * how.per_epoch(len(images))
+        pruner = method.attach(model, optimizer, steps=steps, data=some, loss=nn.functional.cross_entropy)
+    figures = _asked(recipe, learn)
 
     def keep(state: dict[str, Any]) -> None:
         if folder is not None:
@@ -228,6 +209,30 @@ def _run(
         figures["train_flops"] = training_flops(flops, how.batch, pruner.density_steps, pruner.dense_steps)
         figures["dense_train_flops"] = 3 * how.batch * pruner.net.step * sum(flops.values())
     return history, {**figures, "accuracy": history[-1].get("accuracy"), "history": history}
+
+
+def _timed(how: Fit, method: Training | None, samples: int) -> Fit:
+    """Where a method trains several times, the learning rate goes by the length of one training."""
+    length = getattr(method, "length", None)
+    if length is None:
+        return how
+    per_epoch = how.per_epoch(samples)
+    return replace(how, cycle=length(how.epochs * per_epoch) / per_epoch)
+
+
+def _asked(recipe: TrainingRecipe, learn: Images) -> dict[str, Any]:
+    """The first part of training.json: what was asked for."""
+    method = recipe.method
+    return {
+        "format": "secateur.training",
+        "version": 1,
+        "model": recipe.model,
+        "data": learn.name,
+        "method": name_of(method) if method is not None else "dense",
+        "settings": method.settings() if method is not None else {},
+        "training": {f.name: getattr(recipe.how, f.name) for f in fields(Fit)},
+        "augment": recipe.augment,
+    }
 
 
 def _small_dense(

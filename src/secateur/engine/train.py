@@ -146,9 +146,7 @@ def fit(
             model.train()
             if save is not None:
                 save(_state(step, history, model, inner, pruner))
-            row = history[-1]
-            shown = f"loss {row['loss']:.3f}" + (f", {row['accuracy']:.2%}" if "accuracy" in row else "")
-            listen(Event("train", step // per_epoch, how.epochs, shown))
+            listen(Event("train", step // per_epoch, how.epochs, _words(history[-1])))
     model.eval()
     return history
 
@@ -194,6 +192,10 @@ def _row(
     if pruner is not None:
         row["density"] = pruner.density
     return row
+
+
+def _words(row: dict[str, float]) -> str:
+    return f"loss {row['loss']:.3f}" + (f", {row['accuracy']:.2%}" if "accuracy" in row else "")
 
 
 def _state(
