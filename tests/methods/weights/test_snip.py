@@ -101,7 +101,7 @@ def test_without_data_or_loss_it_refuses_and_changes_nothing() -> None:
 
 @pytest.mark.slow
 def test_digits_snip_beats_random_masks() -> None:
-    """Seen, mean of three seeds: see -s. 98% cut from an MLP before training."""
+    """Seen, three seeds: SNIP .81, .72, .73; random ERK masks .25, .26, .27. 98% cut from an MLP before training."""
     pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
     train, test = load_images("digits", "train"), load_images("digits", "test")
     images, labels = to_batch(train.images), torch.from_numpy(train.labels)

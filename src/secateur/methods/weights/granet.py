@@ -18,8 +18,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from secateur.apply.regrow import (
     check_moves,
