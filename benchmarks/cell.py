@@ -124,22 +124,23 @@ def secateur(job: Job, clock: Clock) -> tuple[Any, Job]:
     from secateur.engine.calibrate import calibration
     from secateur.engine.memory import one_heap
     from secateur.engine.run import Options, compress
-    from secateur.io import store
+    from secateur.io import hub, store
 
     one_heap()
-    loaded = clock.stage("load", lambda: store.load(job["model"]))
+    # a calibration of token ids needs no tokenizer, and the other systems load none
+    folder = Path(job["model"])
+    model = clock.stage("load", lambda: hub.load_folder(folder))
     source, draw = job["calibration"], {"samples": 32, "length": 512, "seed": job.get("seed", 0)}
-    drawn = calibration(source, loaded.tokenizer, **draw) if source else None
+    drawn = calibration(source, None, **draw) if source else None
     settings = {k: job[k] for k in ("sparsity", "pattern", "allocate") if k in job}
     if ":" in settings.get("pattern", ""):
         settings.pop("sparsity", None)
     method = make(job["method"], **settings)
     walk = {k: job[k] for k in ("feed", "products", "batch") if k in job}
-    result = clock.stage("cut", lambda: compress(loaded.model, method, drawn, Options(undo=False, **walk)))
-    with tempfile.TemporaryDirectory() as folder:
-        save = {"tokenizer": loaded.tokenizer, "plan": result.plan, "source": loaded.folder}
-        clock.stage("save", lambda: store.save(loaded.model, Path(folder) / "out", **save))
-    return loaded.model, {"notes": result.plan.notes[:3], "calibration": drawn.source if drawn else ""}
+    result = clock.stage("cut", lambda: compress(model, method, drawn, Options(undo=False, **walk)))
+    with tempfile.TemporaryDirectory() as out:
+        clock.stage("save", lambda: store.save(model, Path(out) / "out", plan=result.plan, source=folder))
+    return model, {"notes": result.plan.notes[:3], "calibration": drawn.source if drawn else ""}
 
 
 def peer(job: Job, clock: Clock) -> tuple[Any, Job]:

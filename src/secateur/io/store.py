@@ -34,8 +34,8 @@ def load(
         NoMatch, Damaged, Unsupported, BadInput: see secateur.io.hub.load.
     """
     folder = hub.resolve_folder(str(name))
-    if read_manifest(folder) is not None:
-        check_manifest(folder)
+    if trust_remote_code and read_manifest(folder) is not None:
+        check_manifest(folder)  # else the reader does; the folder's own code would not
     loaded = hub.load(str(folder), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     return replace(loaded, name=str(name))
 
