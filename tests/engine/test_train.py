@@ -67,6 +67,7 @@ def test_learning_rates() -> None:
     assert [warm.rate(p, 10) for p in (0, 4)] == pytest.approx([1 / 11, 5 / 11])
     again = Fit(epochs=8, lr=1.0, cycle=4)  # two trainings: the position goes through four epochs
     assert again.rate(0, 10) == 1 and again.rate(39, 10) < 0.01
+    assert again.rate(40, 10) == again.rate(79, 10) == 0.01  # fine-tuning after the first training
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

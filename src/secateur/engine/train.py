@@ -70,8 +70,10 @@ class Fit:
         return samples // self.batch
 
     def rate(self, position: int, per_epoch: int) -> float:
-        """The learning rate of the step at `position`."""
+        """The learning rate of the step at `position`; past the end of a training, where a method fine-tunes, lr / 100."""
         p = min(1.0, position / ((self.cycle or self.epochs) * per_epoch))
+        if p == 1 and self.schedule != "constant":
+            return self.lr * 0.01
         if p < self.warmup:
             return self.lr * (position + 1) / (self.warmup * (self.cycle or self.epochs) * per_epoch + 1)
         if self.schedule == "cosine":
