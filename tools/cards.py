@@ -23,7 +23,7 @@ MARK = "<!-- written by tools/cards.py from the method's file: change that, then
 INTRODUCTION = """\
 `secateur list` prints this table, with filters. Every method passes [the battery](../check.md) and equals a slow
 rendering of its formula; what each costs stands in [quality](../quality.md) and [speed](../speed.md)."""
-SPECIAL = {"lottery_ticket": ", rounds=2"}  # 486 steps are three trainings
+SPECIAL = {"lottery_ticket": ", rounds=2", "cards": ", rounds=2"}  # 486 steps are three trainings
 TRAINED = "[cut while training](../training.md)"
 RECIPE = """\
 A recipe has `[method]` with `name = "{name}"` and the settings above as keys; `secateur train RECIPE.toml` runs it

@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": _PROOF,
     **{job: _PROOF | {"api"} for job in ("demo", "recipe")},
     "training": _PROOF | {"recipe"},
-    "cli": _PROOF | {"check", "api", "demo", "recipe", "training", "cli", "__init__"},
+    "recovery": _PROOF,
+    "cli": _PROOF | {"check", "api", "demo", "recipe", "training", "recovery", "cli", "__init__"},
     "__init__": _PROOF | {"check", "api", "training"},
     "__main__": {"cli"},
 }

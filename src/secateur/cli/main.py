@@ -28,6 +28,9 @@ VERBS = {
     "verify": "check every byte of a checkpoint against its manifest",
     "generate": "continue a prompt",
     "train": "train a network and cut it on the way, from a TOML file",
+    "deck": "make one robust classifier of several trained ones",
+    "finetune": "train a cut language model on, with its zeros kept; LoRA too",
+    "plasticity": "how well a classifier gets over a cut: before, after, retrained",
     "run": "a whole job written down in a TOML file",
 }
 LINE = 160

@@ -210,6 +210,7 @@ _TRAINING = {
     "biprop": "secateur.methods.weights.biprop:Biprop",
     "lottery_jackpots": "secateur.methods.weights.lottery_jackpots:LotteryJackpots",
     "adasap": "secateur.methods.weights.adasap:AdaSAP",
+    "cards": "secateur.methods.weights.cards:CARD",
 }
 
 

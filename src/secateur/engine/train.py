@@ -70,7 +70,7 @@ class Fit:
         return samples // self.batch
 
     def rate(self, position: int, per_epoch: int) -> float:
-        """The learning rate of the step at `position`; past the end of a training, where a method fine-tunes, lr / 100."""
+        """The learning rate of the step at `position`; past a training's end, where a method fine-tunes, lr / 100."""
         p = min(1.0, position / ((self.cycle or self.epochs) * per_epoch))
         if p == 1 and self.schedule != "constant":
             return self.lr * 0.01

@@ -9,11 +9,11 @@ from typing import Any
 
 from secateur.engine.events import Event, Listener, silent
 from secateur.errors import BadInput
-from secateur.io.classifiers import load_classifier
 from secateur.io.files import write_atomic
 from secateur.io.images import load_images
 from secateur.report.radar import Results, corruption_csv, corruption_markdown
 from secateur.report.shift import shift_page
+from secateur.robustness.deck import load_any
 from secateur.robustness.evaluate import evaluate_corruptions
 from secateur.robustness.severities import NAMES, SEVERITIES
 
@@ -35,7 +35,8 @@ def evaluate_models(
     """(name, result) of every model on the same corrupted test images; see `evaluate_corruptions`.
 
     Args:
-        models: folders, or what `load_classifier` takes; the first is drawn as the one to compare with.
+        models: folders of classifiers or decks, or what `load_classifier` takes; the first is drawn as the one to
+            compare with.
         images: what `load_images` takes; its test split is corrupted.   limit: only so many of its images.
     """
     if not models:
@@ -48,7 +49,7 @@ def evaluate_models(
         def tell(event: Event, name: str = name) -> None:
             listen(Event(f"{event.stage}, {name}", event.done, event.total, event.detail))
 
-        network = load_classifier(model, channels=data.channels, classes=len(data.classes))
+        network = load_any(model, channels=data.channels, classes=len(data.classes))
         result = evaluate_corruptions(
             network.eval(),
             data.images,
