@@ -163,7 +163,8 @@ class Pruner:
         net = self.net
         net.masks = self._agreed(self._checked(self.method.revise(net)))
         for name, fresh in net.restarted.items():
-            self._zero(name, fresh)
+            if bool(fresh.any()):
+                self._zero(name, fresh)
         net.restarted = {}
         self._adopt(net.masks)
         self._put()
@@ -182,8 +183,16 @@ class Pruner:
         if self._settled is not None and self._settled is self._inner.state:
             _multiply([(weight.detach(), self._keep[name]) for name, weight in self._weights.items()])
             return
-        for name in self._weights:
-            self._zero(name, self._cut[name])
+        pairs = []
+        for name, weight in self._weights.items():
+            own = [weight.detach(), *self._inner.state.get(weight, {}).values()]
+            same = [v for v in own if isinstance(v, Tensor) and v.shape == weight.shape]
+            pairs += [
+                (v, self._keep[name] if v.dtype == weight.dtype else self._keep[name].to(v.dtype))
+                for v in same
+            ]
+        _multiply(pairs)
+        torch._foreach_add_([v for v, _ in pairs], 0.0)  # pyright: ignore[reportPrivateImportUsage]  # -0.0 to 0.0
         # From here on zero gradients keep zero moments at zero, if the optimiser treats every entry alone.
         if type(self._inner) in _ENTRYWISE and all(w in self._inner.state for w in self._weights.values()):
             self._settled = self._inner.state

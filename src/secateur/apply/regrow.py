@@ -124,9 +124,9 @@ def move(weight: Tensor, mask: Tensor, count: int, growth: Tensor) -> Tensor:
     if count <= 0:
         return mask
     kept = keep_of(weight.detach().abs(), mask, count)
-    free = ~kept
-    comes = keep_top(growth.masked_select(free)[None], int(free.sum()) - count)[0]
-    return kept.masked_scatter(free, comes)
+    # growth is never negative, so what is kept already ranks last; ranking the whole row beats picking out the free
+    comes = keep_top(torch.where(kept, -1, growth).view(1, -1), kept.numel() - count)
+    return kept | comes.view_as(kept)
 
 
 def keep_of(scores: Tensor, mask: Tensor, count: int) -> Tensor:
