@@ -62,6 +62,12 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     return f"known: {shown}{', ...' if len(known) > 8 else ''}" if known else "none are known"
 
 
+def one_of(value: object, known: Iterable[str], where: str) -> None:
+    """Refuse a word that is none of the known ones; the line names the nearest."""
+    if value not in (words := list(known)):
+        raise BadInput(f"{value!r} is no {where}", where=where, fix=nearest(str(value), words))
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional package, or say the exact install line.
 

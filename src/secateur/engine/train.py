@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secateur.apply.pruner import Pruner
 from secateur.engine.events import Event, Listener, silent
-from secateur.errors import BadInput, nearest
+from secateur.errors import BadInput, one_of
 
 RATES = ("cosine", "step", "constant")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -53,9 +53,7 @@ class Fit:
 
     def __post_init__(self) -> None:
         for word, known in (("schedule", RATES), ("optimizer", OPTIMIZERS)):
-            if getattr(self, word) not in known:
-                fix = nearest(str(getattr(self, word)), known)
-                raise BadInput(f"{getattr(self, word)!r} is no {word}", where=word, fix=fix)
+            one_of(getattr(self, word), known, word)
         for word in ("epochs", "batch"):
             if getattr(self, word) < 1:
                 raise BadInput(f"{getattr(self, word)}", where=word, fix="use 1 or more")

@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur.apply.training import Masks, Net, Training, dense, keep_largest
 from secateur.core.method import Card
 from secateur.core.units import Unit
-from secateur.errors import BadInput, Infeasible, Unsupported, nearest
+from secateur.errors import BadInput, Infeasible, Unsupported, one_of
 from secateur.recover.sharpness import (
     Closure,
     Moves,
@@ -102,9 +102,7 @@ class AdaSAP(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         for word, known in (("unit", ("channel", "weight")), ("importance", ("norm", "taylor"))):
-            if getattr(self, word) not in known:
-                fix = nearest(str(getattr(self, word)), known)
-                raise BadInput(f"{getattr(self, word)!r} is no {word}", where=word, fix=fix)
+            one_of(getattr(self, word), known, word)
         if check_radius(self.rho_min, "rho_min") > check_radius(self.rho_max, "rho_max"):
             what = f"from {self.rho_min:g} to {self.rho_max:g}"
             raise BadInput(what, where="rho_min, rho_max", fix="invert=True turns the map round")

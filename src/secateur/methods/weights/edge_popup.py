@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from secateur.apply.training import Masks, Net, Training, keep_largest
 from secateur.core.method import Card
 from secateur.core.units import Unit
-from secateur.errors import BadInput, nearest
+from secateur.errors import one_of
 
 CHOICES = {"scope": ("layer", "global"), "weights": ("signed_constant", "kaiming_normal", "own")}
 
@@ -61,9 +61,7 @@ class EdgePopup(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         for word, known in CHOICES.items():
-            if getattr(self, word) not in known:
-                fix = nearest(str(getattr(self, word)), known)
-                raise BadInput(f"{getattr(self, word)!r} is no {word}", where=word, fix=fix)
+            one_of(getattr(self, word), known, word)
 
     def target(self, net: Net) -> float:
         """The sparsity after this step."""

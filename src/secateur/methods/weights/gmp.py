@@ -18,7 +18,7 @@ from secateur.apply.training import Masks, Net, Training, dense, keep_largest
 from secateur.core.method import Card
 from secateur.core.schedule import SHAPES, Schedule, window
 from secateur.core.units import Unit
-from secateur.errors import BadInput, nearest
+from secateur.errors import one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,7 @@ class GMP(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         for word, known in (("shape", SHAPES), ("scope", ("layer", "global"))):
-            if getattr(self, word) not in known:
-                fix = nearest(str(getattr(self, word)), known)
-                raise BadInput(f"{getattr(self, word)!r} is no {word}", where=word, fix=fix)
+            one_of(getattr(self, word), known, word)
 
     def schedule(self, net: Net) -> Schedule:
         """The ramp over this training's steps."""

@@ -33,7 +33,7 @@ from secateur.core.method import Card
 from secateur.core.schedule import Schedule, window
 from secateur.core.select import check_sparsity, cut_count, keep_top
 from secateur.core.units import Unit
-from secateur.errors import BadInput, Infeasible, nearest
+from secateur.errors import BadInput, Infeasible, one_of
 
 # GraNet_uniform: the classifier's sparsity, from this sparsity of the network on
 _SPARSE_LAST, _FROM = 0.8, 0.8
@@ -79,9 +79,7 @@ class GraNet(Training):
             raise BadInput(what, where="initial_sparsity", fix="start denser than the end")
         check_moves(self.regrow, self.every, "regrow")
         check_moves(self.regrow_end, self.every, "regrow_end")
-        if self.scope not in ("global", "layer"):
-            fix = nearest(str(self.scope), ("global", "layer"))
-            raise BadInput(f"{self.scope!r} is no scope", where="scope", fix=fix)
+        one_of(self.scope, ("global", "layer"), "scope")
 
     def schedule(self, net: Net) -> Schedule:
         """The ramp over this training's steps."""

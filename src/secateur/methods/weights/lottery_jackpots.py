@@ -35,7 +35,7 @@ from secateur.apply.training import Masks, Net, Training, dense, keep_largest
 from secateur.core.method import Card
 from secateur.core.select import keep_top
 from secateur.core.units import Unit
-from secateur.errors import BadInput, nearest
+from secateur.errors import BadInput, one_of
 from secateur.sites.trainable import trainable_weights
 
 CHOICES = {"layers": ("l1", "uniform"), "restriction": ("cosine", "quartic", "none")}
@@ -68,9 +68,7 @@ class LotteryJackpots(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         for word, known in CHOICES.items():
-            if getattr(self, word) not in known:
-                fix = nearest(str(getattr(self, word)), known)
-                raise BadInput(f"{getattr(self, word)!r} is no {word}", where=word, fix=fix)
+            one_of(getattr(self, word), known, word)
 
     def prepare(self, net: Net) -> None:
         if not self._searched(net):

@@ -33,7 +33,7 @@ from secateur.apply.training import Masks, Net, Training, dense, keep_largest
 from secateur.core.method import Card
 from secateur.core.schedule import Schedule
 from secateur.core.units import Unit
-from secateur.errors import BadInput, Unsupported, nearest
+from secateur.errors import BadInput, Unsupported, one_of
 
 CHOICES = {
     "scope": ("global", "layer"),
@@ -77,9 +77,7 @@ class LotteryTicket(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         for word, known in CHOICES.items():
-            if getattr(self, word) not in known:
-                fix = nearest(str(getattr(self, word)), known)
-                raise BadInput(f"{getattr(self, word)!r} is no {word}", where=word, fix=fix)
+            one_of(getattr(self, word), known, word)
         for word, least in (("rounds", 1), ("rewind_step", 0)):
             value = getattr(self, word)
             if type(value) is not int or value < least:

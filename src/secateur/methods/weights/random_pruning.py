@@ -21,7 +21,7 @@ from secateur.apply.regrow import SHARES, exact_cuts, last_linear, layer_sparsit
 from secateur.apply.training import Masks, Net, Training, keep_largest
 from secateur.core.method import Card
 from secateur.core.units import Unit
-from secateur.errors import BadInput, nearest
+from secateur.errors import BadInput, one_of
 from secateur.signals.gradients import check_batches, grasp_scores, snip_scores
 
 SCORED = ("snip", "grasp")
@@ -54,9 +54,7 @@ class RandomPruning(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers not in (*SHARES, *SCORED):
-            fix = nearest(str(self.layers), (*SHARES, *SCORED))
-            raise BadInput(f"{self.layers!r} is no way to share", where="layers", fix=fix)
+        one_of(self.layers, (*SHARES, *SCORED), "layers")
         if not isinstance(self.exact, bool):
             raise BadInput(f"{self.exact!r} is neither True nor False", where="exact")
         if not 0 < self.last_density <= 1:

@@ -26,7 +26,7 @@ from secateur.apply.training import Masks, Net, Training
 from secateur.core.method import Card
 from secateur.core.select import cut_count
 from secateur.core.units import Unit
-from secateur.errors import BadInput, nearest
+from secateur.errors import BadInput, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,7 @@ class RigL(Training):
         check_moves(self.fraction, self.every)
         if not 0 < self.end <= 1:
             raise BadInput(f"{self.end!r} of the training", where="end", fix="give a fraction in (0, 1]")
-        if self.layers not in SHARES:
-            fix = nearest(str(self.layers), SHARES)
-            raise BadInput(f"{self.layers!r} is no way to share", where="layers", fix=fix)
+        one_of(self.layers, SHARES, "layers")
 
     def prepare(self, net: Net) -> None:
         if self.every >= self.last(net):

@@ -21,7 +21,7 @@ from secateur.apply.training import Masks, Net, Training
 from secateur.core.method import Card
 from secateur.core.select import cut_count
 from secateur.core.units import Unit
-from secateur.errors import BadInput, nearest
+from secateur.errors import BadInput, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,7 @@ class SET(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_moves(self.zeta, self.every, "zeta")
-        if self.layers not in SHARES:
-            fix = nearest(str(self.layers), SHARES)
-            raise BadInput(f"{self.layers!r} is no way to share", where="layers", fix=fix)
+        one_of(self.layers, SHARES, "layers")
 
     def prepare(self, net: Net) -> None:
         if self.every >= net.steps:
