@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from secateur.core.method import names
+from secateur.core.method import names, training_names
 from tools import cards
 
 
@@ -14,18 +14,19 @@ def test_the_pages_in_docs_are_up_to_date(capsys: pytest.CaptureFixture[str]) ->
 
 def test_every_method_has_a_page_with_all_its_settings() -> None:
     pages = cards.render_all()
-    assert sorted(pages) == sorted(["index.md", *(f"{name}.md" for name in names())])
+    assert sorted(pages) == sorted(["index.md", *(f"{name}.md" for name in (*names(), *training_names()))])
     assert "| `--share` | switch | off | cut by share of the row's total score" in pages["wanda.md"]
     assert "| `--pattern` | pattern | `row` | what competes" in pages["wanda.md"]  # from the base class
     assert "| `--pattern` | pattern | `layer` |" in pages["magnitude.md"]
     assert "| needs | input norms |" in pages["wanda.md"] and "| needs | nothing |" in pages["magnitude.md"]
     assert "compared inside each output row i" in pages["wanda.md"]
+    assert "| when | during training |" in pages["gmp.md"] and "secateur train" in pages["gmp.md"]
 
 
 def test_every_setting_is_explained() -> None:
     empty = [
         (name, row)
-        for name in names()
+        for name in (*names(), *training_names())
         for row in cards.card(name).splitlines()
         if row.startswith("| `--") and row.endswith("|  |")
     ]

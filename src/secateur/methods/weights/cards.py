@@ -58,7 +58,8 @@ class CARD(Training):
         rounds: lrr, lth. None: as many as cut a fifth of the surviving weights each; 13 to a density of 5%.
         rewind_step: lrr, lth, fine_tune: see lottery_ticket.
         scope: global or layer.
-        weights: edge_popup, biprop: the random weights.   ramp: biprop.
+        weights: edge_popup, biprop: the random weights.
+        ramp: biprop: the part of the training in which its density comes down from a half.
         begin, end, interval: gmp; the last is its `every`, optimiser steps between two cuts.
     """
 
