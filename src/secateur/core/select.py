@@ -74,9 +74,10 @@ def _kth_lowest(score: Tensor, k: int) -> Tensor:
     n = score.shape[1]
     if len(score) == 1 and n >= 1 << 16:
         row = score[0]
-        sample = row[:: n >> 13].sort().values
+        sample = row[:: n >> 13].contiguous()
         at, spread = k * len(sample) // n, len(sample) // 50
-        low, high = sample[max(0, at - spread)], sample[min(len(sample) - 1, at + spread)]
+        low = sample.kthvalue(max(1, at - spread)).values
+        high = sample.kthvalue(min(len(sample), at + spread + 1)).values
         middle, below = row[(row >= low) & (row <= high)], int((row < low).sum())
         if below < k <= below + len(middle) and len(middle) <= n // 2:
             return middle.kthvalue(k - below).values.view(1, 1)
