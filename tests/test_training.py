@@ -90,6 +90,16 @@ def test_the_small_dense_baseline_has_as_many_parameters(recipe: Path) -> None:
     assert 0 < small["accuracy"] <= 1 and small["model"].startswith("mlp-")
 
 
+def test_layers_that_stay_dense_are_counted_dense(recipe: Path) -> None:
+    cut = train(recipe).figures
+    recipe.write_text(
+        RECIPE.replace("every = 5", 'every = 5\nskip = ["linear"]').replace('"out"', '"dense-head"')
+    )
+    held = train(recipe).figures
+    assert list(held["layers"]) == ["hidden.0.weight"]
+    assert cut["train_flops"] < held["train_flops"] < held["dense_train_flops"] == cut["dense_train_flops"]
+
+
 @pytest.mark.parametrize("augment", ["crop-flip", "gaussian", "augmix"])
 def test_augmentations_train(recipe: Path, augment: str) -> None:
     recipe.write_text(RECIPE.replace("[output]", f'augment = "{augment}"\n[output]'))

@@ -206,7 +206,9 @@ def _run(
         pruner.detach()
         flops = layer_flops(model, images[:1])
         figures |= pruner.report()
-        figures["train_flops"] = training_flops(flops, how.batch, pruner.density_steps, pruner.dense_steps)
+        dense_layers = dict.fromkeys(flops, float(pruner.net.step))  # what `skip` and `only` leave out
+        densities = {**dense_layers, **pruner.density_steps}
+        figures["train_flops"] = training_flops(flops, how.batch, densities, pruner.dense_steps)
         figures["dense_train_flops"] = 3 * how.batch * pruner.net.step * sum(flops.values())
     return history, {**figures, "accuracy": history[-1].get("accuracy"), "history": history}
 
