@@ -31,7 +31,7 @@ from secateur.evaluate.classify import accuracy, to_batch
 from secateur.io.classifiers import load_classifier
 from secateur.io.images import load_images
 from secateur.methods.weights.adasap import AdaptiveStep, AdaSAP
-from secateur.recover.sharpness import ASAM, Moves
+from secateur.recover.sharpness import ASAM, SAM, Moves
 
 TRAIN, BATCH, RATE, LIMIT = 1000, 50, 0.05, 2.1
 SIGMAS = (0.1, 0.2, 0.3)
@@ -41,9 +41,10 @@ TOLD = ("drop", "worst_drop", "clean", "noise", *(f"noise_{sigma}" for sigma in 
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(AdaSAP):
-    """AdaSAP's removals under ASAM with one radius from the first step to the last; radius 0 is the plain optimiser."""
+    """AdaSAP's removals under ASAM, or SAM, of one radius from first step to last; radius 0 is the plain optimiser."""
 
     rho: float = 0.0
+    sam: bool = False
 
     def wrap(self, pruner: Any) -> AdaptiveStep:
         return UniformStep(self, pruner.net, pruner.optimizer)
@@ -51,11 +52,13 @@ class Uniform(AdaSAP):
 
 class UniformStep(AdaptiveStep):
     def moves(self) -> Moves:
-        return ASAM(self.inner, self.method.rho, model=self.model).moves()
+        kind = SAM if self.method.sam else ASAM
+        return kind(self.inner, self.method.rho, model=self.model).moves()
 
 
 SYSTEMS = {
     "SGD": lambda seed: Uniform(**PLAN, seed=seed),
+    "SAM, rho 0.05": lambda seed: Uniform(**PLAN, seed=seed, rho=0.05, sam=True),
     "ASAM, rho 2": lambda seed: Uniform(**PLAN, seed=seed, rho=2.0),
     "ASAM, rho 0.5": lambda seed: Uniform(**PLAN, seed=seed, rho=0.5),
     "AdaSAP": lambda seed: AdaSAP(**PLAN, seed=seed),
@@ -67,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="the others' rows stay"
+    )
     parser.add_argument("--show", action="store_true", help="measure nothing: print the table of the results")
     parser.add_argument(
         "--cost", action="store_true", help="measure the cost again and keep the trained rows"
@@ -84,17 +90,18 @@ def run(args: argparse.Namespace) -> None:
     """Measure and write results/adasap.json."""
     train, test = load_images("digits", "train", limit=TRAIN, seed=0), load_images("digits", "test")
     images, labels = to_batch(train.images), torch.from_numpy(train.labels)
-    rows: list[Row] = read("adasap")["rows"] if args.cost else []
-    for system in SYSTEMS if not args.cost else ():
+    some = args.cost or len(args.systems) < len(SYSTEMS)
+    rows: list[Row] = read("adasap")["rows"] if some else []
+    for system in args.systems if not args.cost else ():
         seeds = [training(system, seed, args.epochs, images, labels, test) for seed in range(args.seeds)]
         mean = {key: statistics.mean(row[key] for row in seeds) for key in TOLD}
         spread = statistics.stdev([row["drop"] for row in seeds]) if args.seeds > 1 else 0.0
+        rows = [row for row in rows if row["system"] != system]
         rows.append({"system": system, **mean, "drop_sd": spread, "seeds": seeds})
         print(f"  {system}: {mean}", file=sys.stderr, flush=True)
+    rows.sort(key=lambda row: list(SYSTEMS).index(row["system"]))
     costs = {name: cost(name, images, labels) for name in ("conv-16-32-32", "conv-64-128-128")}
-    command = (
-        read("adasap")["command"] if args.cost else f"python benchmarks/adasap.py {' '.join(sys.argv[1:])}"
-    )
+    command = read("adasap")["command"] if some else f"python benchmarks/adasap.py {' '.join(sys.argv[1:])}"
     facts = {"command": command.strip(), "epochs": args.epochs, "cost": costs, "met": met(rows, costs)}
     write("adasap", rows, args, **facts)
 

@@ -12,6 +12,7 @@ from secateur.cli.main import main
 from secateur.errors import BadInput, NoMatch
 from secateur.io.classifiers import load_classifier
 from secateur.io.manifest import check_manifest
+from secateur.recipe import load_recipe
 from secateur.training import TrainingRecipe, load_training, state_folder, train
 
 RECIPE = """
@@ -119,6 +120,16 @@ def test_augmentations_train(recipe: Path, augment: str) -> None:
         ('source = "digits"', 'source = "digitz"', "digitz"),
         ('name = "mlp-24"', 'name = "mlp-x"', "mlp-x"),
         ("[output]", 'augment = "mix"\n[output]', "'mix' is no augmentation"),
+        ("every = 5", 'every = "5"', "every: '5' is no int"),
+        ("every = 5", "every = 2.5", "every: 2.5 is no int"),
+        ("every = 5", "only = 3", "only: 3 are no layer names"),
+        ("every = 5", "only = [1]", "are no layer names"),
+        ('name = "mlp-24"', 'name = "mlp-24"\ndevice = "nowhere"', "no device 'nowhere'"),
+        (
+            '[method]\nname = "gmp"\nsparsity = 0.8\nevery = 5\n[training]',
+            "[training]\nsmall_dense = true",
+            "small_dense",
+        ),
         ('folder = "out"', "", "has no folder"),
     ],
 )
@@ -139,6 +150,14 @@ def test_resume_without_a_state(recipe: Path) -> None:
         train(recipe, resume=True)
 
 
-def test_compress_points_to_train(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compress", "smollm2-135m", "gmp"]) == 2
-    assert "secateur train" in capsys.readouterr().err
+@pytest.mark.parametrize("verb", ["compress", "plan", "compare", "sweep"])
+def test_what_cuts_a_trained_network_points_to_train(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "smollm2-135m", "gmp", "--out", "nothing-is-written"]) == 2
+    assert "gmp cuts while a network trains; use `secateur train" in capsys.readouterr().err
+
+
+def test_a_recipe_for_run_points_to_train(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('model = {name = "x"}\nmethod = {name = "gmp"}\noutput = {folder = "out"}\n')
+    with pytest.raises(BadInput, match="gmp cuts while a network trains"):
+        load_recipe(path)

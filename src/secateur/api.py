@@ -18,7 +18,7 @@ from torch import nn
 from secateur.apply.mask import apply as apply_mask
 from secateur.apply.undo import Undo
 from secateur.core import method as registry
-from secateur.core.method import OneShot, make
+from secateur.core.method import OneShot, one_shot
 from secateur.core.plan import Plan
 from secateur.engine import run, workers
 from secateur.engine.calibrate import Calibration
@@ -122,7 +122,7 @@ def compress(
     Raises:
         BadInput, NoMatch, Infeasible, Unsupported, Damaged, Locked: one line; model and `out` are as they were.
     """
-    chosen = _one_shot(method)
+    chosen = one_shot(method)
     options = run.Options(feed, only, skip, batch, products, undo, listen)  # type: ignore[arg-type]
     draw = Draw(samples, length, seed, field)
     if out is not None:
@@ -210,14 +210,6 @@ def apply(
     if out is not None:
         result.folder = _write(result, out, loaded.folder, format, max_shard, overwrite)
     return result
-
-
-def _one_shot(method: OneShot | str) -> OneShot:
-    chosen = make(method) if isinstance(method, str) else method
-    if not isinstance(chosen, OneShot):
-        what = f"{registry.name_of(chosen)} cuts while a network trains"
-        raise BadInput(what, where="method", fix="use `secateur train`, or attach it to an optimiser")
-    return chosen
 
 
 def list_methods(

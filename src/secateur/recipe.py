@@ -63,11 +63,11 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         Damaged: not TOML in UTF-8.   NoMatch: an unknown table, key, method or setting.   BadInput: a wrong value.
     """
-    from secateur.core.method import make
+    from secateur.core.method import make, one_shot
 
     path = Path(path)
     tables, found = read_tables(path, _TABLES, _REQUIRED, "method")
-    method = make(**found["method"])
+    method = one_shot(make(**found["method"]))
     base = path.resolve().parent
     tables["model"]["name"] = resolve(base, tables["model"]["name"])
     tables["calibration"]["source"] = resolve(base, tables["calibration"]["source"])

@@ -3,7 +3,7 @@
     [model]                       [method]                      [training]
     name = "resnet20"             name = "granet"               epochs = 30        # one key a field of engine.train.Fit
     seed = 0                      sparsity = 0.9                lr = 0.1
-                                                                augment = "none"   # crop-flip, gaussian, augmix
+    device = "cpu"                                              augment = "none"   # crop-flip, gaussian, augmix
     [data]                        [output]                      small_dense = true # train the small-dense baseline too
     source = "cifar10_small"      folder = "resnet20-granet"
 
@@ -32,9 +32,10 @@ from secateur.errors import BadInput, NoMatch, nearest
 from secateur.evaluate.classify import accuracy, to_batch
 from secateur.io.classifiers import load_classifier, save_classifier
 from secateur.io.files import check_replaceable, write_atomic
+from secateur.io.hub import device_of
 from secateur.io.images import Images, load_images
-from secateur.io.networks import Classifier, narrower
-from secateur.io.state import load_state, save_state
+from secateur.io.networks import Classifier, is_network, narrower
+from secateur.io.state import read_state, write_state
 from secateur.recipe import read_tables, resolve
 from secateur.report.curves import curves_page
 from secateur.robustness.augment import augmix, gaussian_augment
@@ -43,7 +44,7 @@ from secateur.signals.flops import layer_flops, training_flops
 AUGMENTS = ("none", "crop-flip", "gaussian", "augmix")
 _FIT = {f.name: f.default for f in fields(Fit) if f.name != "cycle"}
 _TABLES: dict[str, dict[str, Any]] = {
-    "model": {"name": "", "seed": 0},
+    "model": {"name": "", "seed": 0, "device": "cpu"},
     "data": {"source": "", "size": 0, "limit": 0},
     "training": {**_FIT, "augment": "none", "small_dense": False},
     "output": {"folder": "", "overwrite": False},
@@ -56,6 +57,7 @@ class TrainingRecipe:
 
     Args:
         model, data: name or folder; `seed` draws new weights.   method: None trains dense.
+        device: where the network trains; the images stay where they are until their batch comes.
         how: see `Fit`.   augment: one of AUGMENTS.
         small_dense: also train a narrower dense network of as many parameters as non-zeros stay.
         folder: where the trained network goes; None keeps it in memory only.
@@ -66,6 +68,7 @@ class TrainingRecipe:
     method: Training | None
     how: Fit
     seed: int = 0
+    device: str = "cpu"
     size: int | None = None
     limit: int | None = None
     augment: str = "none"
@@ -77,6 +80,8 @@ class TrainingRecipe:
         if self.augment not in AUGMENTS:
             fix = nearest(self.augment, AUGMENTS)
             raise BadInput(f"{self.augment!r} is no augmentation", where="augment", fix=fix)
+        if self.small_dense and (self.method is None or not is_network(self.model)):
+            raise BadInput("needs a network by name and a method", where="small_dense", fix="leave it out")
         if self.method is not None and not isinstance(self.method, Training):
             what = f"{name_of(self.method)} cuts a trained network, it does not train"
             raise BadInput(what, where="method", fix="use `secateur compress`")
@@ -114,6 +119,7 @@ def load_training(path: str | Path) -> TrainingRecipe:
         method=method,
         how=Fit(**rest),
         seed=tables["model"]["seed"],
+        device=tables["model"]["device"],
         size=tables["data"]["size"] or None,
         limit=tables["data"]["limit"] or None,
         augment=augment,
@@ -143,18 +149,18 @@ def train(
     folder = recipe.folder
     if folder is not None:
         _check_out(folder, overwrite or recipe.overwrite, resume)
+    device = device_of(recipe.device)
     learn = load_images(recipe.data, "train", limit=recipe.limit, size=recipe.size)
     test = load_images(recipe.data, "test", size=recipe.size)
-    model = _network(recipe.model, learn, recipe.seed)
+    model = network(recipe.model, learn, recipe.seed).to(device)
     start = time.perf_counter()
     history, figures = _run(recipe, model, learn, test, folder, resume, listen)
     figures["seconds"] = time.perf_counter() - start
     if recipe.small_dense:
-        figures["small_dense"] = _small_dense(recipe, model, figures, learn, test, listen)
+        figures["small_dense"] = _small_dense(recipe, model, learn, test, listen)
     if folder is not None:
         text = json.dumps(figures, indent=1) + "\n"
-        if isinstance(model, Classifier):
-            save_classifier(model, folder, extra={"training.json": text})
+        save_classifier(model, folder, extra={"training.json": text})
         shutil.rmtree(state_folder(folder), ignore_errors=True)
         _page(figures, folder)
     return Trained(model, history, figures, folder)
@@ -180,19 +186,20 @@ def _run(
     optimizer, pruner = how.make(model), None
     if method is not None:
         starts = range(0, len(images), how.batch)[:8]
-        some = [(images[i : i + how.batch], labels[i : i + how.batch]) for i in starts]
+        device = device_of(recipe.device)
+        some = [(images[i : i + how.batch].to(device), labels[i : i + how.batch].to(device)) for i in starts]
         steps = how.epochs * how.per_epoch(len(images))
         pruner = method.attach(model, optimizer, steps=steps, data=some, loss=nn.functional.cross_entropy)
     figures = _asked(recipe, learn)
 
     def keep(state: dict[str, Any]) -> None:
         if folder is not None:
-            save_state(state_folder(folder), {**state, "figures": figures})
+            write_state(state_folder(folder), {**state, "figures": figures})
             _page({**figures, "history": state["history"]}, folder)
 
     state = None
     if resume and folder is not None:
-        state = load_state(state_folder(folder))
+        state = read_state(state_folder(folder))
         told = json.loads(json.dumps(figures))
         if state.pop("figures") != told:
             raise BadInput(
@@ -204,7 +211,7 @@ def _run(
     )  # fmt: skip
     if pruner is not None:
         pruner.detach()
-        flops = layer_flops(model, images[:1])
+        flops = layer_flops(model, images[:1].to(device_of(recipe.device)))
         figures |= pruner.report()
         dense_layers = dict.fromkeys(flops, float(pruner.net.step))  # what `skip` and `only` leave out
         densities = {**dense_layers, **pruner.density_steps}
@@ -239,19 +246,16 @@ def _asked(recipe: TrainingRecipe, learn: Images) -> dict[str, Any]:
 
 def _small_dense(
     recipe: TrainingRecipe,
-    model: nn.Module,
-    figures: dict[str, Any],
+    model: Classifier,
     learn: Images,
     test: Images,
     listen: Listener,
 ) -> dict[str, Any]:
     """A narrower network of as many parameters as the cut one has non-zeros, trained dense by the same recipe."""
     nonzero = sum(int(p.count_nonzero()) for p in model.parameters())
-    if not isinstance(model, Classifier) or recipe.method is None:
-        raise BadInput("needs a network by name and a method", where="small_dense", fix="leave it out")
     name = narrower(model.settings, nonzero)
-    small = _network(name, learn, recipe.seed)
-    dense = replace(recipe, model=name, method=None)
+    small = network(name, learn, recipe.seed).to(device_of(recipe.device))
+    dense = replace(recipe, model=name, method=None, small_dense=False)
     history, _ = _run(dense, small, learn, test, None, False, listen)
     parameters = sum(p.numel() for p in small.parameters())
     return {
@@ -262,13 +266,14 @@ def _small_dense(
     }
 
 
-def _network(name: str, data: Images, seed: int) -> nn.Module:
+def network(name: str, data: Images, seed: int) -> Classifier:
+    """A new network of that name for these images, normalised by their statistics; or the one of a folder."""
+    classes = len(data.classes)
+    if not is_network(name):
+        return load_classifier(name, channels=data.channels, classes=classes).train()
     mean, std = data.statistics()
-    if Path(name).exists():
-        return load_classifier(name, channels=data.channels, classes=len(data.classes)).train()
-    return load_classifier(
-        name, channels=data.channels, size=data.size, classes=len(data.classes), seed=seed, mean=mean, std=std
-    )
+    shape = {"channels": data.channels, "size": data.size, "classes": classes}
+    return load_classifier(name, **shape, seed=seed, mean=mean, std=std)
 
 
 def augmenter(name: str, how: Fit) -> Augment | None:

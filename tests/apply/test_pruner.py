@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secateur.apply.pruner import Pruner
 from secateur.apply.training import Masks, Net, Training, dense, keep_largest
 from secateur.core.method import Card
+from secateur.core.scores import all_finite
 from secateur.core.units import Unit
 from secateur.errors import BadInput, NoMatch, Unsupported
 from secateur.methods.weights.gmp import GMP
@@ -351,10 +352,10 @@ def test_two_workers_have_the_same_masks(tmp_path: Path) -> None:
 
 
 def test_gradients_whose_squares_overflow_are_finite_all_the_same() -> None:
-    from secateur.apply.pruner import _finite
-
-    assert _finite([torch.full((3,), 1e30), torch.zeros(2)]) and _finite([])
-    assert not _finite([torch.tensor([1e30, float("inf")])]) and not _finite([torch.tensor([float("nan")])])
+    assert all_finite([torch.full((3,), 1e30), torch.zeros(2)]) and all_finite([])
+    assert not all_finite([torch.tensor([1e30, float("inf")])]) and not all_finite(
+        [torch.tensor([float("nan")])]
+    )
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -378,3 +379,15 @@ def test_an_optimiser_state_loaded_later_is_cleaned(kind: str) -> None:
         model[4].weight.add_(1.0)  # somebody writes into the weights
     train(model, pruner, optimizer, range(6, 7))
     assert not model[4].weight[~pruner.net.masks["4.weight"]].any()
+
+
+def test_a_search_that_cannot_start_gives_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    monkeypatch.setattr(Search, "start", lambda self, net: {})
+    with pytest.raises(BadInput, match=r"0\.weight: the mask is none"):
+        Search().attach(model, optimizer, steps=5)
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert held == [id(p) for p in model.parameters()] and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secateur.errors import BadInput, Damaged, NoMatch
-from secateur.io.state import load_state, save_state
+from secateur.io.state import read_state, write_state
 
 STATE = {
     "step": 7,
@@ -33,28 +33,28 @@ def same(a: object, b: object) -> bool:
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    save_state(tmp_path / "s", {"old": 1})
-    save_state(tmp_path / "s", STATE)
-    assert same(STATE, load_state(tmp_path / "s"))
+    write_state(tmp_path / "s", {"old": 1})
+    write_state(tmp_path / "s", STATE)
+    assert same(STATE, read_state(tmp_path / "s"))
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["s"]
 
 
 @pytest.mark.parametrize("file", ["state.json", "state.safetensors", "manifest.json"])
 def test_damage_is_seen(tmp_path: Path, file: str) -> None:
-    save_state(tmp_path / "s", STATE)
+    write_state(tmp_path / "s", STATE)
     path = tmp_path / "s" / file
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
     with pytest.raises(Damaged):
-        load_state(tmp_path / "s")
+        read_state(tmp_path / "s")
     path.unlink()
     with pytest.raises((Damaged, NoMatch)):
-        load_state(tmp_path / "s")
+        read_state(tmp_path / "s")
 
 
 def test_what_cannot_be_saved_is_named_and_the_old_state_stays(tmp_path: Path) -> None:
-    save_state(tmp_path / "s", {"old": 1})
+    write_state(tmp_path / "s", {"old": 1})
     with pytest.raises(BadInput, match="a/0: a set cannot be saved"):
-        save_state(tmp_path / "s", {"a": [{1, 2}]})
-    assert load_state(tmp_path / "s") == {"old": 1}
+        write_state(tmp_path / "s", {"a": [{1, 2}]})
+    assert read_state(tmp_path / "s") == {"old": 1}

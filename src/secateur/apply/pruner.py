@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secateur.apply.training import Loss, Masks, Net, Training
 from secateur.core.method import name_of
 from secateur.core.plan import pack, unpack
+from secateur.core.scores import all_finite
 from secateur.errors import BadInput, Unsupported, nearest
 from secateur.sites.trainable import bare, trainable_weights
 
@@ -75,7 +76,11 @@ class Pruner:
         self._scores: dict[str, nn.Parameter] = {}
         if method.trains == "scores":
             self._exchange(model)
-        self.net.masks = self._checked(method.start(self.net))
+        try:
+            self.net.masks = self._checked(method.start(self.net))
+        except BaseException:
+            self._give_back()
+            raise
         self._adopt(self.net.masks)
         self.explored = {name: mask.clone() for name, mask in self.net.masks.items()}
         self.peak_density = self.density
@@ -120,7 +125,7 @@ class Pruner:
             self._straight_through()
         parameters = [p for group in self._inner.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
-        self._bad = not _finite([g for g in gradients if g is not None and g.numel()])
+        self._bad = not all_finite([g for g in gradients if g is not None])
         if self._bad:
             for p in parameters:
                 p.grad = None  # every torch optimiser passes over a parameter without a gradient
@@ -268,6 +273,10 @@ class Pruner:
     def detach(self) -> None:
         """Let go: no hook stays, cut weights stay zero; a scores method leaves the effective weights in the network."""
         self._hook.remove()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Undo `_exchange`: the optimiser has its parameters, which need gradients as they did."""
         if self._scores:
             groups, needs = self._before_exchange
             for group, parameters in groups:
@@ -361,15 +370,6 @@ def _multiply(pairs: list[tuple[Tensor, Tensor]]) -> None:
     if pairs:
         values, keeps = [value for value, _ in pairs], [keep for _, keep in pairs]
         torch._foreach_mul_(values, keeps)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _finite(gradients: list[Tensor]) -> bool:
-    """True if no gradient holds NaN or Inf: by the 2-norm, and by the maximum where its squares overflow."""
-    for order in (2.0, float("inf")) if gradients else ():
-        norms = torch._foreach_norm(gradients, order)  # pyright: ignore[reportPrivateImportUsage]
-        if bool(torch.stack([value.float() for value in norms]).isfinite().all()):
-            return True
-    return not gradients
 
 
 def _owners(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, tuple[nn.Module, str]]:

@@ -13,7 +13,6 @@ A method sees the network as a `Net`: weights, this step's gradients, masks, the
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.budget import parse_fraction
-from secateur.core.method import Card
+from secateur.core.method import Card, check_kinds
 from secateur.core.select import check_sparsity, cut_count, keep_top
 from secateur.core.units import Site
 from secateur.errors import BadInput
@@ -102,15 +101,17 @@ class Training(ABC):
     claims: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         sparsity = parse_fraction(self.sparsity) if isinstance(self.sparsity, str) else self.sparsity
         object.__setattr__(self, "sparsity", check_sparsity(sparsity))
         for name in ("only", "skip"):
             globs = getattr(self, name)
-            object.__setattr__(self, name, (globs,) if isinstance(globs, str) else tuple(globs))
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise BadInput(f"{value!r} is no finite number", where=f.name)
+            globs = (globs,) if isinstance(globs, str) else globs
+            if not isinstance(globs, (list, tuple)) or not all(isinstance(glob, str) for glob in globs):
+                raise BadInput(
+                    f"{globs!r} are no layer names", where=name, fix='give names or globs: ["conv1"]'
+                )
+            object.__setattr__(self, name, tuple(globs))
 
     @property
     def density(self) -> float:

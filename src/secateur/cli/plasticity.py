@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from secateur.evaluate.classify import accuracy, to_batch
     from secateur.evaluate.plasticity import plasticity
     from secateur.io.images import load_images
+    from secateur.training import network
 
     fractions = [parse_fraction(text) for text in args.fraction]
     if not fractions:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     learn, test = (load_images(args.images, split, limit=args.limit) for split in ("train", "test"))
     images, labels = to_batch(learn.images), torch.as_tensor(learn.labels)
     how.per_epoch(len(images))
-    model = _model(args, learn)
+    model = network(args.model, learn, args.seed)
     first = batch_of(len(images), how.batch, 0, how.seed)
     rows = []
     with progress(args.quiet or args.json) as listen:
@@ -101,18 +102,6 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int, how: Fit
             )
         loss.backward()
         optimizer.step()
-
-
-def _model(args: argparse.Namespace, data: Any) -> nn.Module:
-    from secateur.io.classifiers import load_classifier
-    from secateur.io.networks import is_network
-
-    classes = len(data.classes)
-    if not is_network(args.model):
-        return load_classifier(args.model, channels=data.channels, classes=classes)
-    mean, std = data.statistics()
-    shape = {"channels": data.channels, "size": data.size, "classes": classes}
-    return load_classifier(args.model, **shape, seed=args.seed, mean=mean, std=std)
 
 
 def _shown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:

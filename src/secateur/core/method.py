@@ -64,6 +64,24 @@ class Cut:
     facts: Mapping[str, float] | None = None
 
 
+def check_kinds(config: Any) -> None:
+    """Refuse a setting of the wrong kind in a dataclass: `share="no"` would otherwise count as yes."""
+    kinds = {"bool": bool, "int": int, "float": (int, float), "str": str}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        words = (f.type if isinstance(f.type, str) else getattr(f.type, "__name__", "")).split(" | ")
+        if value is None and "None" in words:
+            continue
+        known = [word for word in words if word != "None"]
+        if any(word not in kinds for word in known):
+            continue
+        right = any(isinstance(value, kinds[w]) and isinstance(value, bool) == (w == "bool") for w in known)
+        if not right:
+            raise BadInput(f"{value!r} is no {' or '.join(known)}", where=f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadInput(f"{value!r} is no finite number", where=f.name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OneShot(ABC):
     """A method that cuts weights of a trained network once, without gradients.
@@ -89,7 +107,7 @@ class OneShot(ABC):
     claims: ClassVar[tuple[str, ...]] = CLAIMS
 
     def __post_init__(self) -> None:
-        self._check_kinds()
+        check_kinds(self)
         pattern = parse_pattern(self.pattern)
         object.__setattr__(self, "pattern", pattern)
         sparsity = parse_fraction(self.sparsity) if isinstance(self.sparsity, str) else self.sparsity
@@ -127,21 +145,6 @@ class OneShot(ABC):
             raise BadInput(
                 f"m {self.owl_m}, lambda {self.owl_lambda}", where="owl", fix="m > 0 and 0 <= lambda < 0.5"
             )
-
-    def _check_kinds(self) -> None:
-        """Refuse a setting of the wrong kind: `share="no"` would otherwise count as yes."""
-        kinds = {"bool": bool, "int": int, "float": (int, float), "str": str}
-        for f in dataclasses.fields(self):
-            value, kind = (
-                getattr(self, f.name),
-                f.type if isinstance(f.type, str) else getattr(f.type, "__name__", ""),
-            )
-            if kind in kinds and (
-                not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool")
-            ):
-                raise BadInput(f"{value!r} is no {kind}", where=f.name)
-            if kind == "float" and not math.isfinite(value):
-                raise BadInput(f"{value!r} is no finite number", where=f.name)
 
     @abstractmethod
     def score(self, weight: Tensor, signal: Any, site: Site) -> Tensor:
@@ -257,6 +260,15 @@ def make(name: str, **settings: Any) -> Any:
         if key not in known:
             raise NoMatch(f"{name} has no setting {key!r}", where=key, fix=nearest(key, known))
     return cls(**settings)
+
+
+def one_shot(method: OneShot | str) -> OneShot:
+    """A method, by name or configured, that cuts a trained network once; BadInput for one that cuts while it trains."""
+    chosen = make(method) if isinstance(method, str) else method
+    if not isinstance(chosen, OneShot):
+        what = f"{name_of(chosen)} cuts while a network trains"
+        raise BadInput(what, where="method", fix="use `secateur train`, or attach it to an optimiser")
+    return chosen
 
 
 def site_sparsity(method: OneShot, sites: list[Site], sparsity: float) -> dict[str, float]:

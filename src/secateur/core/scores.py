@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +29,16 @@ def finite(tensor: Tensor, name: str, what: str = "weights") -> Tensor:
             fix="repair or drop it first",
         )
     return tensor
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """True if none of the tensors holds NaN or Inf: by their 2-norms, and by the maximum where squares overflow."""
+    held = [tensor.detach() for tensor in tensors if tensor.numel()]
+    for order in (2.0, float("inf")) if held else ():
+        norms = torch._foreach_norm(held, order)  # pyright: ignore[reportPrivateImportUsage]
+        if bool(torch.stack([value.float() for value in norms]).isfinite().all()):
+            return True
+    return not held
 
 
 def digest(*tensors: Tensor) -> str:

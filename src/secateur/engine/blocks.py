@@ -24,7 +24,7 @@ from secateur.engine.memory import release
 from secateur.errors import BadInput, Unsupported
 from secateur.sites.find import Block, WeightSite
 
-RELEASE = 8  # steps after which the holes in the heap go back to the system: 40 MB less on SmolLM2-135M, 2% more time
+RELEASE = 8  # steps after which the holes in the heap go back to the system: 40 MB less on SmolLM2-135M
 
 Batch = dict[str, Tensor]
 Call = tuple[tuple[Any, ...], dict[str, Any]]

@@ -21,7 +21,7 @@ from secateur.apply.pruner import Pruner
 from secateur.apply.training import Training
 from secateur.core.method import name_of
 from secateur.errors import BadInput, NoMatch, Unsupported, require
-from secateur.io.state import load_state, save_state
+from secateur.io.state import read_state, write_state
 
 STATE = "secateur"
 
@@ -57,7 +57,7 @@ def trainer_callback(method: Training, *, resume: str | Path | None = None, **at
             assert self.pruner is not None
             if state.is_world_process_zero:
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE
-                save_state(folder, self.pruner.state_dict())
+                write_state(folder, self.pruner.state_dict())
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             assert self.pruner is not None
@@ -127,7 +127,7 @@ def load_masks(args: Any, step: int, resume: str | Path | None) -> dict[str, Any
     checkpoint = Path(resume) if resume is not None else Path(args.output_dir) / f"checkpoint-{step}"
     if not (checkpoint / STATE).is_dir():
         raise _no_masks(str(checkpoint))
-    return load_state(checkpoint / STATE)
+    return read_state(checkpoint / STATE)
 
 
 def _no_masks(where: str) -> NoMatch:

@@ -14,7 +14,7 @@ _M_ARENA_MAX = -8  # malloc.h
 
 
 def release() -> None:
-    """Give free memory back to the system. Called once a block, when its activations are gone."""
+    """Give free memory back to the system. The walk calls it every few batches and after each block."""
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.apply.pruner import Pruner
+from secateur.core.method import check_kinds
 from secateur.engine.events import Event, Listener, silent
 from secateur.errors import BadInput, one_of
 
@@ -52,6 +53,7 @@ class Fit:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for word, known in (("schedule", RATES), ("optimizer", OPTIMIZERS)):
             one_of(getattr(self, word), known, word)
         for word in ("epochs", "batch"):
@@ -123,11 +125,9 @@ def fit(
     per_epoch = how.per_epoch(len(images))
     inner = optimizer or how.make(model)
     outer = pruner.optimizer if pruner is not None else inner
-    history: list[dict[str, float]] = []
-    step = 0
-    if state is not None:
-        step, history = _restore(state, model, inner, pruner)
+    step, history = (0, []) if state is None else _restore(state, model, inner, pruner)
     losses: list[float] = []
+    device = next(model.parameters()).device
     model.train()
     while step < how.epochs * per_epoch:
         position = pruner.position if pruner is not None else step
@@ -137,7 +137,7 @@ def fit(
         chosen = batch_of(len(images), how.batch, position, how.seed)
         x, y = images[chosen], labels[chosen]
         x = augment(x, step) if augment is not None else x
-        losses.append(_step(model, outer, x, y, loss))
+        losses.append(_step(model, outer, x.to(device), y.to(device), loss))
         if pruner is not None:
             pruner.step()
         step += 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.core.method import OneShot, make
+from secateur.core.method import OneShot, one_shot
 from secateur.errors import BadInput
 from secateur.evaluate.bench import Bench, Keep, label
 from secateur.evaluate.results import Row, check_page
@@ -39,7 +39,7 @@ def compare(
     Raises:
         BadInput: no method, two methods that are the same, or a seed given twice; and all that cutting raises.
     """
-    chosen = [make(method) if isinstance(method, str) else method for method in methods]
+    chosen = [one_shot(method) for method in methods]
     _check(chosen, seeds)
     if out is not None:
         check_page()

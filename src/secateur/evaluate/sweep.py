@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.budget import parse_fraction
-from secateur.core.method import OneShot, make, name_of
+from secateur.core.method import OneShot, name_of, one_shot
 from secateur.core.select import NM, check_sparsity
 from secateur.engine.calibrate import Calibration
 from secateur.errors import BadInput
@@ -48,7 +48,7 @@ def sweep(
         results.json as a dict; its "knee" holds the sparsity of each of three rules (evaluate/knee.py), or None. With
         `out`, tables and page are written there.
     """
-    points = sweep_points(make(method) if isinstance(method, str) else method, grid, patterns)
+    points = sweep_points(one_shot(method), grid, patterns)
     if out is not None:
         check_page()
     terms = terms or Terms()

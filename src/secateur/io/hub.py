@@ -76,7 +76,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_co
         raise BadInput(f"unknown dtype {dtype!r}", where="--dtype", fix=nearest(dtype, ["auto", *_DTYPES]))
     folder = resolve_folder(name)
     model = load_folder(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    return Loaded(model.to(_device(device)).eval(), load_tokenizer(folder, trust_remote_code), name, folder)
+    return Loaded(model.to(device_of(device)).eval(), load_tokenizer(folder, trust_remote_code), name, folder)
 
 
 def resolve_folder(name: str) -> Path:
@@ -303,7 +303,8 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device(device: str) -> torch.device:
+def device_of(device: str) -> torch.device:
+    """The device of that name; BadInput where this machine has none."""
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

@@ -17,6 +17,7 @@ Weights: He normal over the inputs (Glorot normal for lenet), drawn by a generat
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -63,7 +64,7 @@ class Settings:
             raise BadInput(f"{self.std} would divide by zero or turn the sign", where="std", fix="give > 0")
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, ABC):
     """Base: checks and normalises; a subclass says `classify`. Neither buffer is in the state dict (see Settings)."""
 
     mean: Tensor
@@ -80,8 +81,9 @@ class Classifier(nn.Module):
         check_batch(images, self.settings)
         return self.classify((images - self.mean) / self.std)
 
+    @abstractmethod
     def classify(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Logits of normalised images."""
 
     def reset_parameters(self) -> None:
         """Draw the weights anew, by torch's global generator."""

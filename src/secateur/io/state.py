@@ -25,7 +25,7 @@ _PLAIN = (str, int, float, bool, type(None))
 _LIMIT = 256 << 20
 
 
-def save_state(folder: Path | str, state: dict[str, Any]) -> Path:
+def write_state(folder: Path | str, state: dict[str, Any]) -> Path:
     """Write `state` to `folder`, which changes in one step or not at all.
 
     Raises:
@@ -43,8 +43,8 @@ def save_state(folder: Path | str, state: dict[str, Any]) -> Path:
     return folder
 
 
-def load_state(folder: Path | str) -> dict[str, Any]:
-    """What `save_state` wrote, tensors as copies on the CPU.
+def read_state(folder: Path | str) -> dict[str, Any]:
+    """What `write_state` wrote, tensors as copies on the CPU.
 
     Raises:
         NoMatch: no such folder.   Damaged: a byte differs from the manifest, or there is none.

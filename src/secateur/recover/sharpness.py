@@ -18,6 +18,7 @@ Papers:  Sharpness-Aware Minimization for Efficiently Improving Generalization (
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from secateur.core.scores import all_finite
 from secateur.errors import BadInput
 
 Closure = Callable[[], Any]
@@ -33,7 +35,7 @@ Moves = list[tuple[Tensor, Tensor]]  # a parameter and its e
 _TINY = 1e-12
 
 
-class TwoPass(torch.optim.Optimizer):
+class TwoPass(torch.optim.Optimizer, ABC):
     """An optimiser around another one; a subclass says `moves`. Everything but `step` is the inner optimiser's own.
 
     A learning-rate schedule may be given this one or the inner one. A step pre-hook runs just before the inner step,
@@ -55,9 +57,9 @@ class TwoPass(torch.optim.Optimizer):
         self.inner, self.model, self.skipped = optimizer, model, 0
         self._norms = [module for module in model.modules() if isinstance(module, _NormBase)]
 
+    @abstractmethod
     def moves(self) -> Moves:
         """Each parameter that is moved and its e, from the gradients of the first pass."""
-        raise NotImplementedError
 
     def step(self, closure: Closure | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step. `loss.backward()` has been called.
@@ -71,7 +73,7 @@ class TwoPass(torch.optim.Optimizer):
         if closure is None:
             fix = "give a function that runs forward and backward again and returns the loss"
             raise BadInput("step() was called without a closure", where=type(self).__name__, fix=fix)
-        if not finite([p.grad for p in self._parameters() if p.grad is not None]):
+        if not all_finite([p.grad for p in self._parameters() if p.grad is not None]):
             self.skipped += 1
             self._forget()
             return None
@@ -223,15 +225,6 @@ def channel_asam_step(weight: Tensor, gradient: Tensor, rho_per_channel: Tensor)
 def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     """The gradients of parameters that all have one."""
     return [p.grad for p in parameters if p.grad is not None]
-
-
-def finite(tensors: Sequence[Tensor]) -> bool:
-    """True if none holds NaN or Inf: one look at the largest magnitude of each."""
-    held = [t.detach() for t in tensors if t.numel()]
-    if not held:
-        return True
-    largest = torch._foreach_norm(held, float("inf"))  # pyright: ignore[reportPrivateImportUsage]
-    return bool(torch.stack([value.float() for value in largest]).isfinite().all())
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -89,6 +89,7 @@ def write_results(results: Results, out: str | Path, command: str = "") -> list[
 
 
 def outputs(out: str | Path) -> list[Path]:
-    """The files that `write_results` writes, for FILE.html or FILE."""
-    stem = Path(out).with_suffix("") if Path(out).suffix == ".html" else Path(out)
-    return [stem.with_name(stem.name + suffix) for suffix in (".html", ".json", ".csv", ".md")]
+    """The files that `write_results` writes, for FILE or FILE with one of their endings."""
+    kinds = (".html", ".json", ".csv", ".md")
+    stem = Path(out).with_suffix("") if Path(out).suffix in kinds else Path(out)
+    return [stem.with_name(stem.name + kind) for kind in kinds]
