@@ -6,20 +6,28 @@ import pytest
 import torch
 
 from secateur.errors import BadInput
-from secateur.signals.hessian import InputHessian, gram
+from secateur.signals.hessian import InputHessian, triangle
 from secateur.signals.norms import InputNorms
 from tests.oracles import hessian, inputs, measured
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 16, 33, 64, 100])
 @pytest.mark.parametrize("smallest", [1, 4, 256])
-def test_gram_is_x_transposed_x(width: int, smallest: int) -> None:
+def test_a_triangle_and_its_mirror_cover_the_matrix_once(width: int, smallest: int) -> None:
+    seen = torch.zeros(width, width)
+    for rows, columns in triangle(width, smallest):
+        seen[rows, columns] += 1
+        if rows != columns:
+            seen[columns, rows] += 1
+    assert torch.equal(seen, torch.ones(width, width))
+
+
+@pytest.mark.parametrize("width", [12, 300, 601])
+def test_products_are_x_transposed_x_and_symmetric(width: int) -> None:
     x = inputs(50, width)
-    found = gram(x, smallest)
+    found = measured(InputHessian, x).products
     torch.testing.assert_close(found, x.t() @ x, rtol=1e-5, atol=1e-4)
-    if width > smallest:  # one corner is computed, the other copied
-        half = width // 2
-        assert torch.equal(found[half:, :half], found[:half, half:].t())
+    assert torch.equal(found, found.t())
 
 
 @pytest.mark.parametrize("parts", [1, 3, 50])

@@ -268,6 +268,7 @@ class Job:
 
         def decide(site: WeightSite) -> None:
             self.cut(site, arrivals.signal(site))
+            release()
 
         seen = in_turns([task(i) for i in range(batches)], block.sites, arrivals.arrive, decide)
         for site in block.sites:

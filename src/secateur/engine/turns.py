@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from secateur.engine import workers
-from secateur.engine.blocks import identity
+from secateur.engine.blocks import RELEASE, identity
+from secateur.engine.memory import leave_thread, release
 from secateur.errors import Unsupported
 from secateur.sites.find import WeightSite
 
@@ -51,6 +52,7 @@ class _Turn:
 
     def _wait(self, site: WeightSite, x: Tensor) -> None:
         self.site, self.x = site, x
+        leave_thread()
         self._back.release()
         self._go.acquire()
         self.x = None
@@ -93,8 +95,10 @@ def in_turns(
         done: set[str] = set()
         ready = list(range(len(turns)))
         while ready or waiting:
-            for i in ready:
+            for count, i in enumerate(ready, 1):
                 site = turns[i].resume()
+                if count % RELEASE == 0:
+                    release()
                 if site is not None:
                     if site.name in done:
                         raise Unsupported(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -11,47 +11,57 @@ from secateur.core.scores import finite
 from secateur.errors import BadInput
 
 
-def gram(x: Tensor, smallest: int = 256) -> Tensor:
-    """x [tokens, in] to x^T x [in, in], computing one triangle only.
+@cache
+def triangle(width: int, smallest: int = 256) -> tuple[tuple[slice, slice], ...]:
+    """The blocks (rows, columns) of a symmetric [width, width] matrix on and above its diagonal.
 
-    Splitting the columns in halves skips a quarter of the products at every level; below `smallest` one call is faster.
+    Halving the columns skips a quarter of the products at every level; below `smallest` one call is faster.
     """
-    width = x.shape[1]
-    if width <= smallest:
-        return x.t() @ x
-    half = width // 2
-    left, right = x[:, :half], x[:, half:]
-    out = torch.empty(width, width, dtype=x.dtype, device=x.device)
-    out[:half, :half] = gram(left, smallest)
-    out[half:, half:] = gram(right, smallest)
-    torch.mm(left.t(), right, out=out[:half, half:])
-    out[half:, :half] = out[:half, half:].t()
-    return out
+
+    def halves(a: int, b: int) -> list[tuple[slice, slice]]:
+        if b - a <= smallest:
+            return [(slice(a, b), slice(a, b))]
+        half = (a + b) // 2
+        return [*halves(a, half), *halves(half, b), (slice(a, half), slice(half, b))]
+
+    return tuple(halves(0, width))
 
 
 class InputHessian:
     """H = (2 / sequences) X^T X [in, in], float32 (sheet l-obs, step B1); the inputs' sum for the bias row of L-OBS."""
 
     def __init__(self, width: int) -> None:
-        self.products = torch.zeros(width, width)
+        self._sums = torch.zeros(width, width)  # on and above the diagonal; `products` mirrors it
         self.total = torch.zeros(width, dtype=torch.float64)
         self.tokens = 0
         self.samples = 1
 
     @staticmethod
     def measure(x: Tensor) -> tuple[Tensor, ...]:
-        """What one product adds: x [tokens, in] to (x^T x [in, in], sum of x [in])."""
+        """What one product adds: x [tokens, in] to the blocks of x^T x named by `triangle`, and the sum of x [in]."""
         x = x.float()
-        return gram(x), x.sum(0, dtype=torch.float64)
+        blocks = (x[:, rows].t() @ x[:, columns] for rows, columns in triangle(x.shape[1]))
+        return (*blocks, x.sum(0, dtype=torch.float64))
 
     def add(self, measured: tuple[Tensor, ...], tokens: int) -> None:
-        self.products = measured[0].clone() if self.tokens == 0 else self.products.add_(measured[0])
-        self.total = self.total.to(measured[1].device) + measured[1]
+        *blocks, total = measured
+        self._sums, self.total = self._sums.to(total.device), self.total.to(total.device) + total
+        for place, block in zip(triangle(len(total)), blocks, strict=True):
+            self._sums[place] += block
         self.tokens += tokens
+        self.__dict__.pop("products", None)
+
+    @cached_property
+    def products(self) -> Tensor:
+        """X^T X [in, in], float32."""
+        for rows, columns in triangle(len(self.total)):
+            if rows != columns:
+                self._sums[columns, rows] = self._sums[rows, columns].t()
+        return self._sums
 
     def tensors(self) -> list[Tensor]:
         """What several workers sum."""
-        return [self.products, self.total]
+        return [self._sums, self.total]
 
     def check(self, name: str) -> None:
         """Refuse NaN or Inf in what was measured."""
@@ -93,20 +103,14 @@ class InputHessian:
         return factor
 
     def _factor(self, damping: float, name: str) -> tuple[Tensor, float]:
-        hessian = self.products * (2 / self.samples)
-        diagonal = hessian.diagonal()
+        """With J the reversal, J H J = M M^T, so H = U U^T with U = J M J upper triangular, and R = U^-1."""
+        diagonal = self.products.diagonal() * (2 / self.samples)
         diagonal[diagonal == 0] = 1.0
-        mean, used, added = float(diagonal.mean()), damping, 0.0
+        mean, used = diagonal.mean(), damping
         while True:
-            diagonal += used * mean - added
-            added = used * mean
-            # J H J = M M^T with J the reversal, so H = U U^T with U = J M J upper triangular, and R = U^-1.
-            lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
-            if not int(failed):
-                eye = torch.eye(len(hessian), device=hessian.device)
-                upper = torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1)
-                if bool(torch.isfinite(upper).all()):
-                    return upper.contiguous(), used
+            upper = _reversed_inverse(self.products, 2 / self.samples, diagonal + used * mean)
+            if upper is not None:
+                return upper, used
             if used >= 1:
                 raise BadInput(
                     "Hessian cannot be factored even at damping 1",
@@ -114,3 +118,18 @@ class InputHessian:
                     fix="use more calibration samples",
                 )
             used = min(1.0, max(used, 1e-4) * 10)
+
+
+def _reversed_inverse(products: Tensor, scale: float, diagonal: Tensor) -> Tensor | None:
+    """U^-1 of `InputHessian._factor`, or None where there is none; holds no more matrices at a time than it must."""
+    hessian = products.flip(0, 1).mul_(scale)
+    hessian.diagonal().copy_(diagonal.flip(0))
+    lower, failed = torch.linalg.cholesky_ex(hessian)
+    del hessian
+    if int(failed):
+        return None
+    eye = torch.eye(len(lower), device=lower.device)
+    inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
+    del lower, eye
+    upper = inverse.flip(0, 1).contiguous()
+    return upper if bool(torch.isfinite(upper).all()) else None
