@@ -10,14 +10,14 @@ import torch
 
 from secateur.apply.training import Masks, Net, Training, keep_largest
 from secateur.check import check_method, checks
-from secateur.core.method import Card, training_names
+from secateur.core.method import Card, names
 from secateur.core.units import Unit
 from secateur.errors import NoMatch
 
 CARD = Card(paper="none", unit=Unit.WEIGHT, when="before", criterion="|w|", retrains=True)
 
 
-@pytest.mark.parametrize("name", training_names())
+@pytest.mark.parametrize("name", names("training"))
 def test_every_registered_method_passes(name: str) -> None:
     results = check_method(name)
     assert [r.name for r in results] == list(checks(while_training=True)) and len(results) >= 11

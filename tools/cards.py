@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.apply.training import Training
-from secateur.core.method import find, names, training_names
+from secateur.core.method import find, names
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "cards"
 MARK = "<!-- written by tools/cards.py from the method's file: change that, then run `make fix` -->"
@@ -60,13 +60,13 @@ def main(argv: list[str]) -> int:
 
 def render_all() -> dict[str, str]:
     """File name -> text of every page."""
-    return {"index.md": index(), **{f"{name}.md": card(name) for name in (*names(), *training_names())}}
+    return {"index.md": index(), **{f"{name}.md": card(name) for name in names()}}
 
 
 def index() -> str:
     """The table of all methods."""
     rows = []
-    for name in (*names(), *training_names()):
+    for name in names():
         cls = find(name)
         title, _ = _module_docstring(cls)
         changes = "yes" if _updates(cls) else "no"

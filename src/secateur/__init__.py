@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_WHERE.get(name, "secateur.api")), name)
     if name[:1].isupper():  # secateur.Wanda: a method by its class
         method = importlib.import_module("secateur.core.method")
-        for registered in (*method.names(), *method.training_names()):
+        for registered in method.names():
             if method.find(registered).__name__ == name:
                 return method.find(registered)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")

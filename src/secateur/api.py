@@ -224,7 +224,7 @@ def list_methods(
         NoMatch: no method has that unit, moment, need or purpose; the known ones are named.
     """
     rows: list[dict[str, Any]] = []
-    for name in (*registry.names(), *registry.training_names()):
+    for name in registry.names():
         cls = registry.find(name)
         reads: Any = getattr(cls, "needs", None)
         rows.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from secateur.core.method import names, training_names
+from secateur.core.method import names
 from tools import cards
 
 
@@ -14,7 +14,7 @@ def test_the_pages_in_docs_are_up_to_date(capsys: pytest.CaptureFixture[str]) ->
 
 def test_every_method_has_a_page_with_all_its_settings() -> None:
     pages = cards.render_all()
-    assert sorted(pages) == sorted(["index.md", *(f"{name}.md" for name in (*names(), *training_names()))])
+    assert sorted(pages) == sorted(["index.md", *(f"{name}.md" for name in names())])
     assert "| `--share` | switch | off | cut by share of the row's total score" in pages["wanda.md"]
     assert "| `--pattern` | pattern | `row` | what competes" in pages["wanda.md"]  # from the base class
     assert "| `--pattern` | pattern | `layer` |" in pages["magnitude.md"]
@@ -26,7 +26,7 @@ def test_every_method_has_a_page_with_all_its_settings() -> None:
 def test_every_setting_is_explained() -> None:
     empty = [
         (name, row)
-        for name in (*names(), *training_names())
+        for name in names()
         for row in cards.card(name).splitlines()
         if row.startswith("| `--") and row.endswith("|  |")
     ]

@@ -62,7 +62,7 @@ class Probe:
                 f"{method!r} is no method", where="check_method", fix="give a name or a subclass of OneShot"
             )
         self.settings, self.oracle = dict(settings or {}), oracle
-        self.name = next((n for n in names() if find(n) is self.cls), None)
+        self.name = next((n for n in names("once") if find(n) is self.cls), None)
 
     def method(self, **changes: Any) -> OneShot:
         return self.cls(**{**self.settings, **changes})

@@ -177,7 +177,7 @@ def parse_with_method(
     Raises:
         NoMatch: no such method or flag.
     """
-    from secateur.core.method import find, names, training_names
+    from secateur.core.method import elsewhere, find, names
 
     def ready(cls: type[OneShot] | None) -> Parser:
         made = Parser(prog=parser.prog, description=parser.description, parents=[parser], add_help=False)
@@ -185,17 +185,16 @@ def parse_with_method(
         return made
 
     words = list(argv)
-    for name in (word for word in words if word in names()):
+    for name in (word for word in words if word in names("once")):
         made = ready(find(name))
         if (found := _try(made, words)) is not None and found.method == name:
             return made.parse(words)
     plain = ready(None)
     found = plain.parse_known_args(words)[0]  # help without a method ends here
-    if found.method in training_names():
-        fix = "use `secateur train RECIPE.toml`"
-        raise BadInput(f"{found.method} cuts while a network trains", where="method", fix=fix)
-    if found.method not in names():
-        raise NoMatch(f"no method {found.method!r}", where="method", fix=nearest(found.method, names()))
+    if found.method in names("training", "features"):
+        raise elsewhere(found.method)
+    if found.method not in names("once"):
+        raise NoMatch(f"no method {found.method!r}", where="method", fix=nearest(found.method, names("once")))
     return ready(find(found.method)).parse(words)
 
 

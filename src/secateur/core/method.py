@@ -188,43 +188,45 @@ class OneShot(ABC):
         return out
 
 
-_TABLE = {
-    "random": "secateur.methods.weights.random:Random",
-    "magnitude": "secateur.methods.weights.magnitude:Magnitude",
-    "wanda": "secateur.methods.weights.wanda:Wanda",
-    "sparsegpt": "secateur.methods.weights.sparsegpt:SparseGPT",
-    "l_obs": "secateur.methods.weights.l_obs:LOBS",
-    "essential_sparsity": "secateur.methods.weights.essential_sparsity:EssentialSparsity",
+# Every registered method, by how it is used: on a trained network (OneShot), in a training (apply/training.py), on
+# stored features (apply/heads.py).
+TABLES = {
+    "once": {
+        "random": "secateur.methods.weights.random:Random",
+        "magnitude": "secateur.methods.weights.magnitude:Magnitude",
+        "wanda": "secateur.methods.weights.wanda:Wanda",
+        "sparsegpt": "secateur.methods.weights.sparsegpt:SparseGPT",
+        "l_obs": "secateur.methods.weights.l_obs:LOBS",
+        "essential_sparsity": "secateur.methods.weights.essential_sparsity:EssentialSparsity",
+    },
+    "training": {
+        "gmp": "secateur.methods.weights.gmp:GMP",
+        "granet": "secateur.methods.weights.granet:GraNet",
+        "rigl": "secateur.methods.weights.rigl:RigL",
+        "set": "secateur.methods.weights.set:SET",
+        "random_pruning": "secateur.methods.weights.random_pruning:RandomPruning",
+        "snip": "secateur.methods.weights.snip:SNIP",
+        "grasp": "secateur.methods.weights.grasp:GraSP",
+        "synflow": "secateur.methods.weights.synflow:SynFlow",
+        "lottery_ticket": "secateur.methods.weights.lottery_ticket:LotteryTicket",
+        "edge_popup": "secateur.methods.weights.edge_popup:EdgePopup",
+        "biprop": "secateur.methods.weights.biprop:Biprop",
+        "lottery_jackpots": "secateur.methods.weights.lottery_jackpots:LotteryJackpots",
+        "adasap": "secateur.methods.weights.adasap:AdaSAP",
+        "cards": "secateur.methods.weights.cards:CARD",
+    },
+    "features": {
+        "zero_shot": "secateur.methods.features.zero_shot:ZeroShot",
+        "slr_avd": "secateur.methods.features.slr_avd:SLRAVD",
+        "linear_probe": "secateur.methods.features.linear_probe:LinearProbe",
+        "ridge_probe": "secateur.methods.features.ridge_probe:RidgeProbe",
+    },
 }
 
 
-# Methods that cut while, or just before, a network trains (apply/training.py).
-_TRAINING = {
-    "gmp": "secateur.methods.weights.gmp:GMP",
-    "granet": "secateur.methods.weights.granet:GraNet",
-    "rigl": "secateur.methods.weights.rigl:RigL",
-    "set": "secateur.methods.weights.set:SET",
-    "random_pruning": "secateur.methods.weights.random_pruning:RandomPruning",
-    "snip": "secateur.methods.weights.snip:SNIP",
-    "grasp": "secateur.methods.weights.grasp:GraSP",
-    "synflow": "secateur.methods.weights.synflow:SynFlow",
-    "lottery_ticket": "secateur.methods.weights.lottery_ticket:LotteryTicket",
-    "edge_popup": "secateur.methods.weights.edge_popup:EdgePopup",
-    "biprop": "secateur.methods.weights.biprop:Biprop",
-    "lottery_jackpots": "secateur.methods.weights.lottery_jackpots:LotteryJackpots",
-    "adasap": "secateur.methods.weights.adasap:AdaSAP",
-    "cards": "secateur.methods.weights.cards:CARD",
-}
-
-
-def names() -> list[str]:
-    """Registered names of the methods that cut a trained network, in the table's order."""
-    return list(_TABLE)
-
-
-def training_names() -> list[str]:
-    """Registered names of the methods that cut while a network trains."""
-    return list(_TRAINING)
+def names(*tables: str) -> list[str]:
+    """Registered names in the tables' order; without an argument, those of every table."""
+    return [name for table in tables or TABLES for name in TABLES[table]]
 
 
 def find(name: str) -> type[Any]:
@@ -233,7 +235,7 @@ def find(name: str) -> type[Any]:
     Raises:
         NoMatch: no such method; the line names the nearest.
     """
-    table = {**_TABLE, **_TRAINING}
+    table = {name: where for rows in TABLES.values() for name, where in rows.items()}
     if name not in table:
         raise NoMatch(f"no method {name!r}", where="method", fix=nearest(name, table))
     module, _, attribute = table[name].partition(":")
@@ -243,8 +245,8 @@ def find(name: str) -> type[Any]:
 def name_of(method: Any) -> str:
     """The registered name of a configured method (a class outside the tables answers with its own name)."""
     path = f"{type(method).__module__}:{type(method).__name__}"
-    table = {**_TABLE, **_TRAINING}
-    return next((name for name, where in table.items() if where == path), type(method).__name__.lower())
+    rows = (row for table in TABLES.values() for row in table.items())
+    return next((name for name, where in rows if where == path), type(method).__name__.lower())
 
 
 def make(name: str, **settings: Any) -> Any:
@@ -263,12 +265,20 @@ def make(name: str, **settings: Any) -> Any:
 
 
 def one_shot(method: OneShot | str) -> OneShot:
-    """A method, by name or configured, that cuts a trained network once; BadInput for one that cuts while it trains."""
+    """A method, by name or configured, that cuts a trained network once; BadInput for any other."""
     chosen = make(method) if isinstance(method, str) else method
     if not isinstance(chosen, OneShot):
-        what = f"{name_of(chosen)} cuts while a network trains"
-        raise BadInput(what, where="method", fix="use `secateur train`, or attach it to an optimiser")
+        raise elsewhere(name_of(chosen))
     return chosen
+
+
+def elsewhere(name: str) -> BadInput:
+    """What to say of a method that does not cut a trained network once."""
+    if name in TABLES["features"]:
+        return BadInput(f"{name} chooses features", where="method", fix="use `secateur features fit`")
+    return BadInput(
+        f"{name} cuts while a network trains", where="method", fix="use `secateur train RECIPE.toml`"
+    )
 
 
 def site_sparsity(method: OneShot, sites: list[Site], sparsity: float) -> dict[str, float]:
