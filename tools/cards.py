@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from secateur.apply.heads import Features
 from secateur.apply.training import Training
 from secateur.core.method import find, names
 
@@ -24,6 +25,16 @@ INTRODUCTION = """\
 `secateur list` prints this table, with filters. Every method passes [the battery](../check.md) and equals a slow
 rendering of its formula; what each costs stands in [quality](../quality.md) and [speed](../speed.md)."""
 SPECIAL = {"lottery_ticket": ", rounds=2", "cards": ", rounds=2"}  # 486 steps are three trainings
+CHOSEN = "[choose features](../features.md)"
+OPEN = {
+    "slr_avd": ", lam=0.05",
+    "linear_probe": ", C=1.0",
+    "ridge_probe": ", alpha=0.01",
+}  # else chosen on held-out shots
+CHOOSE = """\
+`secateur features fit --method {name} ...` fits it on a model's embeddings or on stored ones
+([choose features](../features.md)). From Python:
+"""
 TRAINED = "[cut while training](../training.md)"
 RECIPE = """\
 A recipe has `[method]` with `name = "{name}"` and the settings above as keys; `secateur train RECIPE.toml` runs it
@@ -79,7 +90,7 @@ def index() -> str:
 def card(name: str) -> str:
     """The page of one method."""
     cls = find(name)
-    trains = issubclass(cls, Training)
+    trains, chooses = issubclass(cls, Training), issubclass(cls, Features)
     measures = not trains and cls.needs is not None
     title, body = _module_docstring(cls)
     facts = [
@@ -91,7 +102,10 @@ def card(name: str) -> str:
         ("criterion", f"`{cls.card.criterion}`"),
         ("start, topology, purpose", f"{cls.card.start}, {cls.card.topology}, {cls.card.purpose}"),
         ("paper", cls.card.paper),
-        ("measured", TRAINED if trains else "[quality](../quality.md), [speed](../speed.md)"),
+        (
+            "measured",
+            TRAINED if trains else CHOSEN if chooses else "[quality](../quality.md), [speed](../speed.md)",
+        ),
         ("file", f"`src/{cls.__module__.replace('.', '/')}.py`"),
     ]
     lines = [MARK, f"# {name}", "", title[0].upper() + title[1:], "", "| | |", "| --- | --- |"]
@@ -101,6 +115,8 @@ def card(name: str) -> str:
     if trains:
         lines[-1:] = [lines[-1], "", "## Run it", "", RECIPE.format(name=name), *_python(name)]
         return "\n".join(lines)
+    if chooses:
+        return "\n".join([*lines, "", "## Run it", "", CHOOSE.format(name=name), *_choose(name)])
     lines += [
         "",
         "## Run it",
@@ -113,6 +129,31 @@ def card(name: str) -> str:
     lines += ["", "```python", "import secateur", ""]
     lines += [f'secateur.compress("smollm2-135m", {call}, out="{name}-python")', "```", ""]
     return "\n".join(lines)
+
+
+def _choose(name: str) -> list[str]:
+    """A fit on the digits, whose pixels stand for embeddings, that the tests run."""
+    return [
+        "```python",
+        "import torch",
+        "import torch.nn.functional as F",
+        "from secateur.apply.heads import Shots, Texts",
+        "from secateur.core.method import make",
+        "from secateur.io.images import load_images",
+        "",
+        'data = load_images("digits", "train")',
+        "rows = torch.from_numpy(data.images).flatten(1).float()",
+        "middle, labels = rows.mean(0), torch.from_numpy(data.labels)",
+        "shots = Shots(F.normalize(rows - middle, dim=1), labels)",
+        "means = torch.stack([shots.embeddings[labels == digit].mean(0) for digit in range(10)])",
+        "prompts = F.normalize(means, dim=1)",
+        'words = tuple(f"looks like {digit}" for digit in range(10))',
+        "texts = Texts(data.classes, prompts, words, prompts, torch.arange(10), scale=20.0)",
+        f'head = make("{name}"{OPEN.get(name, "")}).fit(texts, shots)',
+        "print((head.logits(shots.embeddings).argmax(1) == labels).float().mean())",
+        "```",
+        "",
+    ]
 
 
 def _python(name: str) -> list[str]:
@@ -134,7 +175,7 @@ def _python(name: str) -> list[str]:
 
 
 def _updates(cls: type[Any]) -> bool:
-    return getattr(cls, "updates", True)
+    return getattr(cls, "updates", True) and not issubclass(cls, Features)
 
 
 def _module_docstring(cls: type[Any]) -> tuple[str, str]:
@@ -145,6 +186,8 @@ def _module_docstring(cls: type[Any]) -> tuple[str, str]:
 
 
 def _needs(cls: type[Any]) -> str:
+    if issubclass(cls, Features):
+        return "labelled images" if cls.learns else "nothing"
     if issubclass(cls, Training):
         return "dense gradients now and then" if cls.rewires else "nothing"
     return "nothing" if cls.needs is None else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.needs.__name__).lower()

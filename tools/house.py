@@ -39,7 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{job: _PROOF | {"api"} for job in ("demo", "recipe")},
     "training": _PROOF | {"recipe"},
     "recovery": _PROOF,
-    "cli": _PROOF | {"check", "api", "demo", "recipe", "training", "recovery", "cli", "__init__"},
+    "features": _PROOF | {"features"},
+    "estimator": _METHODS,
+    "cli": _PROOF | {"check", "api", "demo", "recipe", "training", "recovery", "features", "cli", "__init__"},
     "__init__": _PROOF | {"check", "api", "training"},
     "__main__": {"cli"},
 }

@@ -60,6 +60,8 @@ class Texts:
                 f"{tuple(self.owner.shape)} owners of {len(self.words)} descriptors", where="owner"
             )
         if self.words:
+            if int(self.owner.min()) < 0 or int(self.owner.max()) >= len(self.classes):
+                raise BadInput("names a class that is not there", where="owner")
             for place, count in enumerate(torch.bincount(self.owner, minlength=len(self.classes)).tolist()):
                 if not count:
                     raise BadInput(
@@ -82,6 +84,8 @@ class Shots:
 
     def __post_init__(self) -> None:
         check_rows(self.embeddings, "image embeddings")
+        if not len(self.embeddings):
+            raise BadInput("no image", where="image embeddings")
         if self.labels.shape != (len(self.embeddings),):
             raise BadInput(f"{len(self.labels)} labels of {len(self.embeddings)} images", where="labels")
 
@@ -187,6 +191,15 @@ class Features(ABC):
         Raises:
             BadInput: embeddings of another width, labels out of range, a setting to choose and nothing held out.
         """
+
+
+def columns(texts: Texts, features: str) -> tuple[Tensor, Tensor]:
+    """(places int64 [F], rows [F, d]) of vd (descriptors), cp (class prompts) or avd (descriptors, then prompts)."""
+    words, count = len(texts.words), len(texts.classes)
+    if features != "cp" and not words:
+        raise BadInput("no descriptors", where=features, fix="give some, or use features=cp")
+    first, last = {"vd": (0, words), "cp": (words, words + count), "avd": (0, words + count)}[features]
+    return torch.arange(first, last), torch.cat([texts.rows, texts.prompts])[first:last]
 
 
 def check_fits(texts: Texts, shots: Shots) -> None:

@@ -188,8 +188,7 @@ class OneShot(ABC):
         return out
 
 
-# Every registered method, by how it is used: on a trained network (OneShot), in a training (apply/training.py), on
-# stored features (apply/heads.py).
+# Every method by how it is used: on a trained network, in a training (apply/training.py), on features (apply/heads.py).
 TABLES = {
     "once": {
         "random": "secateur.methods.weights.random:Random",
@@ -274,11 +273,10 @@ def one_shot(method: OneShot | str) -> OneShot:
 
 def elsewhere(name: str) -> BadInput:
     """What to say of a method that does not cut a trained network once."""
-    if name in TABLES["features"]:
-        return BadInput(f"{name} chooses features", where="method", fix="use `secateur features fit`")
-    return BadInput(
-        f"{name} cuts while a network trains", where="method", fix="use `secateur train RECIPE.toml`"
-    )
+    chooses = name in TABLES["features"]
+    what = "chooses features" if chooses else "cuts while a network trains"
+    fix = f"use `secateur {'features fit' if chooses else 'train RECIPE.toml'}`"
+    return BadInput(f"{name} {what}", where="method", fix=fix)
 
 
 def site_sparsity(method: OneShot, sites: list[Site], sparsity: float) -> dict[str, float]:

@@ -37,6 +37,7 @@ class Fit:
         schedule: cosine to 0, step (a tenth at 1/2 and at 3/4) or constant, over each training of `cycle` epochs.
         warmup: fraction of a training in which lr rises from 0.
         cycle: epochs of one training, for methods that train several times; None: all epochs are one.
+        clip: largest norm of all gradients together; 0 leaves them.
         seed: of the data order.
     """
 
@@ -50,6 +51,7 @@ class Fit:
     schedule: str = "cosine"
     warmup: float = 0.0
     cycle: float | None = None
+    clip: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,9 +61,9 @@ class Fit:
         for word in ("epochs", "batch"):
             if getattr(self, word) < 1:
                 raise BadInput(f"{getattr(self, word)}", where=word, fix="use 1 or more")
-        if not self.lr > 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
-            what = f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}"
-            raise BadInput(what, where="training", fix="lr > 0, weight_decay >= 0, 0 <= warmup < 1")
+        if not self.lr > 0 or min(self.weight_decay, self.clip) < 0 or not 0 <= self.warmup < 1:
+            what = f"lr {self.lr}, weight_decay {self.weight_decay}, clip {self.clip}, warmup {self.warmup}"
+            raise BadInput(what, where="training", fix="lr > 0, weight_decay and clip >= 0, 0 <= warmup < 1")
 
     def per_epoch(self, samples: int) -> int:
         """Optimiser steps an epoch."""
@@ -137,7 +139,7 @@ def fit(
         chosen = batch_of(len(images), how.batch, position, how.seed)
         x, y = images[chosen], labels[chosen]
         x = augment(x, step) if augment is not None else x
-        losses.append(_step(model, outer, x.to(device), y.to(device), loss))
+        losses.append(_step(model, outer, x.to(device), y.to(device), loss, how.clip))
         if pruner is not None:
             pruner.step()
         step += 1
@@ -159,11 +161,15 @@ def batch_of(samples: int, batch: int, position: int, seed: int) -> Tensor:
     return order[part * batch : (part + 1) * batch]
 
 
-def _step(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, loss: Callable[..., Tensor]) -> float:
+def _step(
+    model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, loss: Callable[..., Tensor], clip: float
+) -> float:
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = loss(model(x), y)
         value.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         return value
 
     value = closure()

@@ -16,12 +16,14 @@ def simple_page(
     heads: Sequence[str],
     rows: Sequence[Sequence[str]],
     end: str = "",
+    sections: str = "",
 ) -> str:
     """One HTML page.
 
     Args:
         title, lead, heads, rows, end: plain text, escaped here; the first cell of a row is its head.
         charts: inline SVG, as the functions of report/ return it.
+        sections: HTML between the charts and the table; it may hold pictures as data URIs.
     """
     style = "\n".join((_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "chart.css"))
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in heads)
@@ -29,12 +31,13 @@ def simple_page(
         f"<tr><th scope='row'>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
         for first, *rest in rows
     )
+    policy = "default-src 'none'; style-src 'unsafe-inline'" + ("; img-src data:" if sections else "")
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<meta http-equiv='Content-Security-Policy' content=\"{policy}\">"
         f"<title>{escape(title)}</title><link rel='icon' href='data:,'><style>{style}</style></head><body><main>"
         f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>{''.join(f'<figure>{chart}</figure>' for chart in charts)}"
-        f"<table>{f'<thead><tr>{head}</tr></thead>' if heads else ''}<tbody>{body}</tbody></table>"
+        f"{sections}<table>{f'<thead><tr>{head}</tr></thead>' if heads else ''}<tbody>{body}</tbody></table>"
         f"<p>{escape(end)}</p></main></body></html>\n"
     )
