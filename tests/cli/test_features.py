@@ -125,7 +125,9 @@ def test_tuning_writes_a_model_and_a_head_that_go_together(
     said = secateur("features", "evaluate", tmp_path / "tuned" / "head", *tuned, "--alpha", "1", "--json")
     assert said.status == 0, said.err
     found = json.loads(said.out)["accuracy"]["digits/test"]["1"]
-    assert abs(found - path["0.5"]) <= 2 / 160, "Pillow resizes for use, torch for training: an image may differ"
+    assert abs(found - path["0.5"]) <= 2 / 160, (
+        "Pillow resizes for use, torch for training: an image may differ"
+    )
     assert load_images("digits", "test").name == "digits/test"
     said = secateur("features", "evaluate", tmp_path / "tuned" / "head", *common)
     assert said.status == 2 and " is not " in said.err and said.err.count("\n") == 1
