@@ -142,7 +142,7 @@ def test_the_prompt_is_shown_and_nothing_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words_", "line"),
     [
-        (["features"], "no step"),
+        (["features"], "STEP"),
         (["features", "fitt"], "fit"),
         (["features", "fit", "--method", "wanda"], "slr_avd"),
         (["features", "fit", "--descriptors", "x.json", "--out", "y"], "--model"),

@@ -38,7 +38,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[Block]:
     title = f"src/{path.replace('.', '/')}.py"
     monkeypatch.setitem(sys.modules, path, ModuleType(path))  # taken out again afterwards
     module(title, path)
-    monkeypatch.setitem(registry._TABLE, name, f"{path}:{cls}")
+    monkeypatch.setitem(registry.TABLES["once"], name, f"{path}:{cls}")
     yield FILES[title]
 
 

@@ -16,16 +16,16 @@ STEPS = {
     "evaluate": "accuracy of a head, in distribution and shifted",
     "tune": "train the image tower on from a head, and blend it with where it came from (WiSE-FT)",
 }
-_HELP = "secateur features STEP ...      secateur features STEP --help\n\n" + "\n".join(
-    f"  {name:<10}{what}" for name, what in STEPS.items()
-)
 
 
 def arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     step = next((word for word in argv if not word.startswith("-")), "")
-    if not step and ("-h" in argv or "--help" in argv):
-        print(_HELP)
-        raise SystemExit(0)
+    if not step:
+        parser.add_argument(
+            "step", metavar="STEP", help=f"one of {', '.join(STEPS)}; each has its own --help"
+        )
+        parser.epilog = "; ".join(f"{name}: {what}" for name, what in STEPS.items())
+        return parser.parse(argv)
     if step not in STEPS:
         raise NoMatch(f"no step {step!r}", where="features", fix=nearest(step, STEPS))
     rest = list(argv)
