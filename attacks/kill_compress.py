@@ -22,11 +22,11 @@ if __package__ in (None, ""):
 import torch
 
 from attacks.common import forked, kill_after, llama_model, report, rng
-from secateur.core.method import make
 from secateur.engine.calibrate import Calibration
 from secateur.engine.run import Options
 from secateur.engine.stream import stream
 from secateur.io.manifest import check_manifest
+from secateur.registry import make
 
 JOBS = (("wanda", "layer"), ("sparsegpt", "block"), ("wanda", "none"), ("magnitude", "none"))
 

@@ -120,11 +120,11 @@ def plain(job: Job, clock: Clock) -> tuple[Any, Job]:
 
 def secateur(job: Job, clock: Clock) -> tuple[Any, Job]:
     """What `secateur compress` does: load (bytes checked against the manifest), cut without an undo, save, verify."""
-    from secateur.core.method import make
     from secateur.engine.calibrate import calibration
     from secateur.engine.memory import one_heap
     from secateur.engine.run import Options, compress
     from secateur.io import hub, store
+    from secateur.registry import make
 
     one_heap()
     # a calibration of token ids needs no tokenizer, and the other systems load none

@@ -29,11 +29,11 @@ from common import HERE, RESULTS, Row, read, table, write
 from standin import DATA, KEPT, Backbone, Standin, imagenet, load_standin
 
 from secateur.apply.heads import Head, Shots, Texts, blend
-from secateur.core.method import make
 from secateur.features import Data, accuracy, fit, texts_of
 from secateur.io.descriptors import Descriptors, random_words, read_descriptors
 from secateur.io.embeddings import embed_images
 from secateur.io.images import load_images
+from secateur.registry import make
 from secateur.robustness.corrupt import NAMES, corrupt
 
 SHOTS, FEWEST = (1, 2, 4, 8, 16), 4

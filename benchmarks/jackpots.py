@@ -33,11 +33,11 @@ from common import CACHE, HERE, Row, read, table, write
 from training import code, remembered, said, spread, summed, verdict_table, verdicts
 
 from secateur.apply.training import Training
-from secateur.core.method import make
 from secateur.engine.train import Fit, batch_of, fit
 from secateur.evaluate.classify import accuracy, to_batch
 from secateur.io.classifiers import load_classifier
 from secateur.io.images import load_images
+from secateur.registry import make
 from secateur.training import augmenter
 
 SHARED = HERE.parent.parent / "shared" / "data"

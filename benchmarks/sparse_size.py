@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
 def measure(dtype: str, pattern: str) -> Row:
     """Save one cut model in both formats, read both back, and compare every bit."""
     from secateur import api
-    from secateur.core.method import make
+    from secateur.registry import make
 
     loaded = api.load(model_folder(), dtype=dtype)
     method = {"pattern": pattern} | ({} if ":" in pattern else {"sparsity": 0.5})

@@ -117,7 +117,7 @@ def add_ratios(rows: list[Row]) -> None:
 
 def verdicts(rows: list[Row]) -> list[Row]:
     """Each target with the figure of the method's default feed, float32 and bfloat16."""
-    from secateur.core.method import find
+    from secateur.registry import find
 
     out = []
     for method, targets in TARGETS.items():

@@ -29,13 +29,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import CACHE, Row, read, table, write
 
-from secateur.core.method import make
 from secateur.core.select import cut_count
 from secateur.engine.train import Fit
 from secateur.evaluate.classify import to_batch
 from secateur.io.classifiers import load_classifier
 from secateur.io.images import Images, load_images
 from secateur.io.networks import narrower
+from secateur.registry import make
 from secateur.robustness.evaluate import evaluate_corruptions
 from secateur.signals.flops import layer_flops
 from secateur.sites.trainable import trainable_weights

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import Row, read, table, write
 
-from secateur.core.method import make
 from secateur.io.classifiers import load_classifier
+from secateur.registry import make
 
 WARM = 3
 STATIC, REGROW, TWICE = 1.03, 1.5, 2.1

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from secateur.check import CheckResult, check_method, checks
 from secateur.check.probe import Oracle
-from secateur.core.method import Cut, OneShot, find, names
+from secateur.core.method import Cut, OneShot
 from secateur.core.units import Site
 from secateur.errors import BadInput, NoMatch
 from secateur.methods.weights.magnitude import Magnitude
 from secateur.methods.weights.wanda import Wanda
+from secateur.registry import find, names
 from secateur.signals.norms import InputNorms
 
 

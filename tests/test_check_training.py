@@ -10,9 +10,10 @@ import torch
 
 from secateur.apply.training import Masks, Net, Training, keep_largest
 from secateur.check import check_method, checks
-from secateur.core.method import Card, names
+from secateur.core.method import Card
 from secateur.core.units import Unit
 from secateur.errors import NoMatch
+from secateur.registry import names
 
 CARD = Card(paper="none", unit=Unit.WEIGHT, when="before", criterion="|w|", retrains=True)
 

@@ -11,9 +11,9 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from secateur.core.method import make
 from secateur.errors import BadInput
 from secateur.estimator import SparseDescriptorClassifier
+from secateur.registry import make
 from tests.methods.features.towers import towers
 
 CHECKED = [

@@ -17,7 +17,7 @@ from typing import Any
 
 from secateur.apply.heads import Features
 from secateur.apply.training import Training
-from secateur.core.method import find, names
+from secateur.registry import find, names
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "cards"
 MARK = "<!-- written by tools/cards.py from the method's file: change that, then run `make fix` -->"
@@ -138,8 +138,8 @@ def _choose(name: str) -> list[str]:
         "import torch",
         "import torch.nn.functional as F",
         "from secateur.apply.heads import Shots, Texts",
-        "from secateur.core.method import make",
         "from secateur.io.images import load_images",
+        "from secateur.registry import make",
         "",
         'data = load_images("digits", "train")',
         "rows = torch.from_numpy(data.images).flatten(1).float()",

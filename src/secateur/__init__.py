@@ -38,13 +38,13 @@ __all__ = [
 if TYPE_CHECKING:
     from secateur.api import Terms, apply, compare, compress, evaluate, list_methods, load, plan, save, sweep
     from secateur.check import check_method
-    from secateur.core.method import make
     from secateur.core.plan import Plan
+    from secateur.registry import make
     from secateur.training import train
 
 _WHERE = {
     "Plan": "secateur.core.plan",
-    "make": "secateur.core.method",
+    "make": "secateur.registry",
     "check_method": "secateur.check",
     "train": "secateur.training",
 }
@@ -55,10 +55,10 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module(_WHERE.get(name, "secateur.api")), name)
     if name[:1].isupper():  # secateur.Wanda: a method by its class
-        method = importlib.import_module("secateur.core.method")
-        for registered in method.names():
-            if method.find(registered).__name__ == name:
-                return method.find(registered)
+        table = importlib.import_module("secateur.registry")
+        for registered in table.names():
+            if table.find(registered).__name__ == name:
+                return table.find(registered)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")
 
 

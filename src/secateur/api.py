@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from secateur import registry
 from secateur.apply.mask import apply as apply_mask
 from secateur.apply.undo import Undo
-from secateur.core import method as registry
 from secateur.core.method import OneShot, one_shot
 from secateur.core.plan import Plan
 from secateur.engine import run, workers

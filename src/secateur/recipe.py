@@ -63,7 +63,8 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         Damaged: not TOML in UTF-8.   NoMatch: an unknown table, key, method or setting.   BadInput: a wrong value.
     """
-    from secateur.core.method import make, one_shot
+    from secateur.core.method import one_shot
+    from secateur.registry import make
 
     path = Path(path)
     tables, found = read_tables(path, _TABLES, _REQUIRED, "method")

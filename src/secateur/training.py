@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.training import Training
-from secateur.core.method import name_of
 from secateur.engine.events import Listener, silent
 from secateur.engine.train import Augment, Fit, fit
 from secateur.errors import BadInput, NoMatch, nearest
@@ -37,6 +36,7 @@ from secateur.io.images import Images, load_images
 from secateur.io.networks import Classifier, is_network, narrower
 from secateur.io.state import read_state, write_state
 from secateur.recipe import read_tables, resolve
+from secateur.registry import name_of
 from secateur.report.curves import curves_page
 from secateur.robustness.augment import augmix, gaussian_augment
 from secateur.signals.flops import layer_flops, training_flops
@@ -103,7 +103,7 @@ def load_training(path: str | Path) -> TrainingRecipe:
     Raises:
         Damaged: not TOML.   NoMatch: an unknown table, key, method or setting.   BadInput: a wrong value.
     """
-    from secateur.core.method import make
+    from secateur.registry import make
 
     path = Path(path)
     tables, found = read_tables(

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from secateur import registry
 from secateur.check import check_method
-from secateur.core import method as registry
 from tests.docs.commands import ROOT, Block, blocks, in_process
 from tools import cards
 

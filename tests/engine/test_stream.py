@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from secateur.core.method import make
 from secateur.engine.calibrate import Calibration
 from secateur.engine.events import Event
 from secateur.engine.run import Options, compress
@@ -18,6 +17,7 @@ from secateur.engine.stream import stream
 from secateur.errors import BadInput, Unsupported
 from secateur.io.checkpoint import load_checkpoint
 from secateur.io.tensors import TensorFolder
+from secateur.registry import make
 from tests.tinylm import save_tiny, tiny_llama
 
 TOKENS = torch.randint(4, 64, (6, 12), generator=torch.Generator().manual_seed(1))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from secateur.apply.heads import Head, Shots
-from secateur.core.method import make
 from secateur.errors import BadInput, Damaged
 from secateur.features import Data, Fitted, accuracy, evaluate, explain, fit, load, save, texts_of
 from secateur.features.jobs import own_towers, read_tests
+from secateur.registry import make
 from tests.features.tiny import NAMES, TinyTowers, pictures, words
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from secateur.core.method import names
+from secateur.registry import names
 from tools import cards
 
 

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from secateur.apply.training import Loss, Masks, Net, Training
-from secateur.core.method import name_of
 from secateur.core.plan import pack, unpack
 from secateur.core.scores import all_finite
 from secateur.errors import BadInput, Unsupported, nearest
+from secateur.registry import name_of
 from secateur.sites.trainable import bare, trainable_weights
 
 # Optimisers whose step of one entry looks at that entry alone.

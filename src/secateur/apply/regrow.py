@@ -123,15 +123,10 @@ def move(weight: Tensor, mask: Tensor, count: int, growth: Tensor) -> Tensor:
     """
     if count <= 0:
         return mask
-    kept = keep_of(weight.detach().abs(), mask, count)
-    # growth is never negative, so what is kept already ranks last; ranking the whole row beats picking out the free
-    comes = keep_top(torch.where(kept, -1, growth).view(1, -1), kept.numel() - count)
-    return kept | comes.view_as(kept)
-
-
-def keep_of(scores: Tensor, mask: Tensor, count: int) -> Tensor:
-    """The mask without the `count` lowest scores among what it keeps (ranking the kept alone is the cheaper half)."""
-    return mask.masked_scatter(mask, keep_top(scores.masked_select(mask)[None], count)[0])
+    kept = keep_top(weight.detach().abs().view(1, -1), count, mask.view(1, -1))
+    free = ~kept
+    comes = keep_top(growth.reshape(1, -1), int(free.sum()) - count, free)
+    return (kept | comes).view_as(mask)
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:

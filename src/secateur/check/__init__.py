@@ -22,8 +22,9 @@ import torch
 from secateur.apply.training import Training
 from secateur.check import decisions, inputs, models, training
 from secateur.check.probe import Oracle, Probe, Skip
-from secateur.core.method import OneShot, find
+from secateur.core.method import OneShot
 from secateur.errors import NoMatch, nearest
+from secateur.registry import find
 
 __all__ = ["CheckResult", "Probe", "Skip", "check_method", "checks"]
 

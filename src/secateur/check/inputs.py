@@ -12,11 +12,11 @@ from torch import nn
 
 from secateur.check.probe import Probe, Skip, Toy, expect, expect_counts, expect_measured, refuses, state
 from secateur.core.budget import Budget
-from secateur.core.method import make
 from secateur.core.select import NM
 from secateur.engine.calibrate import Calibration
 from secateur.engine.run import FEEDS, Options, compress
 from secateur.errors import BadInput, Infeasible, NoMatch, SecateurError, Unsupported
+from secateur.registry import make
 
 
 def config_round_trip(probe: Probe) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.core.method import Cut, OneShot, find, names
+from secateur.core.method import Cut, OneShot
 from secateur.core.scores import digest
 from secateur.core.select import NM, Blocks, PerColumn, PerRow, cut_count
 from secateur.core.units import Site
 from secateur.engine.calibrate import Calibration
 from secateur.engine.run import Options, Result, compress
 from secateur.errors import BadInput
+from secateur.registry import find, names
 
 # (method, weight [out, in], x [tokens, in], samples, bias, sparsity) -> keep [out, in], or (keep, new weight)
 Oracle = Callable[..., "Tensor | tuple[Tensor, Tensor]"]

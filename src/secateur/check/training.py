@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from secateur.apply.pruner import Pruner
 from secateur.apply.training import Training
-from secateur.core.method import find
 from secateur.errors import SecateurError
+from secateur.registry import find
 
 STEPS = 24
 # What a run this short needs: events within 24 steps, rounds that divide them, a radius that leaves 24 steps something.

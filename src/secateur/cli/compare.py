@@ -68,7 +68,7 @@ def parse_method(text: str, shared: dict[str, Any]) -> OneShot:
     Raises:
         NoMatch: no such method or setting.   BadInput: not key=value, or a value of the wrong kind.
     """
-    from secateur.core.method import find, make
+    from secateur.registry import find, make
 
     name, _, rest = text.partition(":")
     cls = find(name)

@@ -41,9 +41,9 @@ def arguments(parser: Parser, words: list[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     from secateur.api import compress
-    from secateur.core.method import find, make
     from secateur.engine import workers
     from secateur.engine.memory import one_heap
+    from secateur.registry import find, make
 
     method = make(args.method, **flags.settings_of(args, find(args.method)))
     out = Path(args.out) if args.out is not None else default_out(args.model, method)

@@ -91,7 +91,7 @@ def _image_flags(parser: Parser) -> None:
 
 
 def _fit_flags(parser: Parser, argv: list[str]) -> argparse.Namespace:
-    from secateur.core.method import find, names
+    from secateur.registry import find, names
 
     parser.add_argument(
         "--method", default="slr_avd", help=f"{', '.join(names('features'))} (default: slr_avd)"

@@ -53,8 +53,8 @@ def describe(args: argparse.Namespace) -> int:
 
 def fit(args: argparse.Namespace) -> int:
     from secateur import features
-    from secateur.core.method import find, make
     from secateur.io.files import check_replaceable
+    from secateur.registry import find, make
 
     out = Path(args.out)
     if out.exists() and not args.overwrite:

@@ -177,7 +177,7 @@ def parse_with_method(
     Raises:
         NoMatch: no such method or flag.
     """
-    from secateur.core.method import elsewhere, find, names
+    from secateur.registry import elsewhere, find, names
 
     def ready(cls: type[OneShot] | None) -> Parser:
         made = Parser(prog=parser.prog, description=parser.description, parents=[parser], add_help=False)

@@ -36,9 +36,9 @@ def arguments(parser: Parser, words: list[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     from secateur.api import Result, plan
-    from secateur.core.method import find, make
     from secateur.engine import workers
     from secateur.io.plans import save_plan
+    from secateur.registry import find, make
 
     method = make(args.method, **flags.settings_of(args, find(args.method)))
     out = Path(args.out) if args.out is not None else default_out(args.model, method, ".plan")

@@ -31,9 +31,9 @@ def arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     from secateur.api import sweep
-    from secateur.core.method import find, make
     from secateur.errors import BadInput
     from secateur.evaluate.sweep import GRID, sweep_points
+    from secateur.registry import find, make
 
     if args.grid is not None and args.patterns:
         raise BadInput("a grid and patterns", where="sweep", fix="give one of the two")

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from secateur.apply.pruner import Pruner
 from secateur.apply.training import Training
-from secateur.core.method import name_of
 from secateur.errors import BadInput, NoMatch, Unsupported, require
 from secateur.io.state import read_state, write_state
+from secateur.registry import name_of
 
 STATE = "secateur"
 

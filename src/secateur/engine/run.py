@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.undo import Undo
-from secateur.core.method import Cut, OneShot, name_of
+from secateur.core.method import Cut, OneShot
 from secateur.core.plan import Kept, Plan
 from secateur.core.scores import finite
 from secateur.engine import workers
@@ -35,6 +35,7 @@ from secateur.engine.products import PRODUCTS, Products, choose, products
 from secateur.engine.split import split
 from secateur.engine.turns import Arrivals, See, in_turns
 from secateur.errors import BadInput, Unsupported, nearest
+from secateur.registry import name_of
 from secateur.signals.norms import InputNorms
 from secateur.sites.find import Block, WeightSite, check_dtype, find_blocks, pick, uncut_matrices
 

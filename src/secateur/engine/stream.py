@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.core.method import OneShot, name_of
+from secateur.core.method import OneShot
 from secateur.core.plan import Plan
 from secateur.engine import workers
 from secateur.engine.calibrate import Calibration
@@ -34,6 +34,7 @@ from secateur.io.files import new_folder, write_atomic
 from secateur.io.manifest import write_manifest
 from secateur.io.plans import load_plan, plan_json, save_plan
 from secateur.io.tensors import FolderWriter, TensorFolder
+from secateur.registry import name_of
 from secateur.sites.find import Block
 
 _PART = "part-{:05d}.plan"

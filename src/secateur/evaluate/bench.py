@@ -189,7 +189,7 @@ class Bench:
 
 def label(method: OneShot) -> str:
     """'wanda 50%', 'wanda 2:4', 'magnitude 50% global': how a cut is named in tables."""
-    from secateur.core.method import name_of
+    from secateur.registry import name_of
 
     settings, standard = method.settings(), type(method)().settings()
     amount = method.sparsity

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.core.method import OneShot, check_kinds, name_of, one_shot
+from secateur.core.method import OneShot, check_kinds, one_shot
 from secateur.engine.events import Event, Listener, silent
 from secateur.errors import BadInput, one_of
 from secateur.evaluate.classify import logits, to_batch
@@ -44,6 +44,7 @@ from secateur.recover.interpolate import (
     layer_groups,
     restate_batch_norm,
 )
+from secateur.registry import name_of
 
 CHOOSE, HELD = "choose", "in distribution"
 

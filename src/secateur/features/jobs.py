@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from secateur.apply.heads import Features, Head, Shots, Texts, blend, check_fits, split_shots
-from secateur.core.method import elsewhere, make, name_of
 from secateur.engine.events import Listener, silent
 from secateur.errors import BadInput
 from secateur.features.data import Data, draw, embed_tests, stored
@@ -20,6 +19,7 @@ from secateur.io.heads import SavedHead, load_head, save_head
 from secateur.io.images import Images
 from secateur.io.towers import Towers, load_towers
 from secateur.methods.features.slr_avd import SLRAVD
+from secateur.registry import elsewhere, make, name_of
 
 POINTS = 16  # of the curve of accuracy against features
 FEWEST = 4  # shots a class from which some are held out to choose a setting (sheet slr-avd, step 5)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from secateur.apply.heads import Shots
-from secateur.core.method import make
 from secateur.errors import BadInput
 from secateur.methods.features.linear_probe import GRID, search
+from secateur.registry import make
 from tests.methods.features.towers import towers
 
 pytest.importorskip("sklearn")

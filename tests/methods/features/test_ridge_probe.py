@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from secateur.apply.heads import Shots
-from secateur.core.method import make
 from secateur.errors import BadInput
+from secateur.registry import make
 from tests.methods.features.towers import towers
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from secateur.apply.heads import Texts
-from secateur.core.method import make
 from secateur.errors import BadInput
+from secateur.registry import make
 from tests.methods.features.towers import towers
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from secateur.apply.pruner import Pruner
 from secateur.apply.training import Training
-from secateur.core.method import name_of
 from secateur.engine.train import Fit, fit
 from secateur.errors import BadInput
 from secateur.methods.weights.biprop import Biprop
@@ -19,6 +18,7 @@ from secateur.methods.weights.cards import CARD, KINDS, fifths
 from secateur.methods.weights.edge_popup import EdgePopup
 from secateur.methods.weights.gmp import GMP
 from secateur.methods.weights.lottery_ticket import LotteryTicket
+from secateur.registry import name_of
 from tests.oracles import floor_count
 
 STEPS = 12

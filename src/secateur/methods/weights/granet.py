@@ -153,16 +153,18 @@ class GraNet(Training):
 def _prune(net: Net, names: list[str], left: int) -> Masks:
     """The masks of these layers, ranked together, with the `left` largest |w|: what keep_largest says, in less time,
     because only what is active is ranked."""
-    active = [int(net.masks[name].sum()) for name in names]
-    if sum(active) <= left:
+    before = torch.cat([net.masks[name].view(-1) for name in names])
+    active = int(before.sum())
+    if active <= left:
         return {name: net.masks[name] for name in names}
-    sizes = [net.weights[name].abs().masked_select(net.masks[name]).float() for name in names]
-    stays = keep_top(torch.cat(sizes)[None], sum(active) - left)[0]
+    sizes = [net.weights[name].detach().abs().view(-1) for name in names]
+    stays = keep_top(torch.cat(sizes)[None], active - left, before[None])[0]
     masks = {}
-    for name, part, size in zip(names, stays.split(active), sizes, strict=True):
-        if not bool(part.any()):
-            part[size.argmax()] = True
+    for name, part, size in zip(names, stays.split([len(size) for size in sizes]), sizes, strict=True):
+        mask = net.masks[name]
+        if not bool(part.any()) and bool(mask.any()):
+            part[size.masked_fill(~mask.view(-1), -1).argmax()] = True
             note = f"{name}: would have lost every weight, keeps its largest"
             net.notes += [note] if note not in net.notes else []
-        masks[name] = net.masks[name].masked_scatter(net.masks[name], part)
+        masks[name] = part.view_as(mask)
     return masks
