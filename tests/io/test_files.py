@@ -15,6 +15,7 @@ from secateur.io import files
 from secateur.io.files import (
     inside,
     lock,
+    new_file,
     new_folder,
     open_regular,
     read_small,
@@ -287,3 +288,26 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
     monkeypatch.setattr(os, "scandir", broken)
     with pytest.raises(OSError, match="Input/output"):
         write_manifest(tmp_path / "out")
+
+
+def test_a_new_file_is_whole_or_absent(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "a.bin"
+    with pytest.raises(ZeroDivisionError), new_file(out, False) as path:
+        path.write_text("half")
+        raise ZeroDivisionError
+    assert list(out.parent.iterdir()) == []
+    stray = out.parent / f".a.bin.tmp-1-{'0' * 8}"
+    stray.write_text("left by a kill")
+    with new_file(out, False) as path:
+        path.write_text("whole")
+        assert not out.exists() and not stray.exists()
+    assert [p.name for p in out.parent.iterdir()] == ["a.bin"] and out.read_text() == "whole"
+    with pytest.raises(BadInput, match="exists already"), new_file(out, False):
+        pass
+    with pytest.raises(BadInput, match="is a folder"), new_file(out.parent, True):
+        pass
+    with lock(out), pytest.raises(Locked), new_file(out, True):
+        pass
+    with new_file(out, True) as path:
+        path.write_text("new")
+    assert out.read_text() == "new"

@@ -27,6 +27,7 @@ VERBS = {
     "show": "what a checkpoint holds, measured from its weights",
     "verify": "check every byte of a checkpoint against its manifest",
     "generate": "continue a prompt",
+    "export": "write a model as dense safetensors, GGUF or ONNX",
     "train": "train a network and cut it on the way, from a TOML file",
     "deck": "make one robust classifier of several trained ones",
     "finetune": "train a cut language model on, with its zeros kept; LoRA too",

@@ -214,6 +214,32 @@ def new_folder(final: Path, resume: str | None = None, fresh: bool = False) -> I
                 shutil.rmtree(temp, ignore_errors=True)
 
 
+@contextmanager
+def new_file(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A path beside `out` for one large file: synced, and given its name when the block ends well.
+
+    Raises: BadInput: a folder, or a file that is there and may not be replaced.   Locked: another process writes it.
+    """
+    if out.is_dir():
+        raise BadInput("is a folder", where=str(out), fix="name a file")
+    if out.exists() and not overwrite:
+        raise BadInput("exists already", where=str(out), fix="choose another --out, or pass --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with lock(out):
+        for stray in out.parent.glob(f".{out.name}.tmp-*"):  # of a dead run: we hold the lock
+            stray.unlink()
+        path = out.parent / stray_name(out.name, "tmp")
+        try:
+            yield path
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, out)
+            sync_folder(out.parent)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
 def fail(error: OSError) -> None:
     """For os.walk, which otherwise passes over a folder that cannot be listed as if it were empty."""
     raise error

@@ -28,6 +28,7 @@ from torch import nn
 
 from secateur.errors import BadInput, Damaged, Locked, NoMatch, SecateurError, Unsupported, nearest, require
 from secateur.io.checkpoint import load_checkpoint, save_checkpoint
+from secateur.io.compressed import plain_folder
 from secateur.io.describe import NO_MANIFEST
 from secateur.io.embedded import EMBEDDED_MODELS, embedded_model_file
 
@@ -89,7 +90,7 @@ def resolve_folder(name: str) -> Path:
             raise NoMatch(
                 "no config.json in this folder", where=name, fix="give a folder made by save_pretrained"
             )
-        return path
+        return plain_folder(path, cache_folder() / "compressed")
     if path.is_file():
         if path.suffix != ".gguf":
             raise Unsupported("not a model", where=name, fix="give a folder, a .gguf file or a hub name")
@@ -100,7 +101,7 @@ def resolve_folder(name: str) -> Path:
         raise NoMatch(
             "no such file or folder", where=name, fix=nearest(path.name, [*models, *EMBEDDED_MODELS])
         )
-    return _download(name)
+    return plain_folder(_download(name), cache_folder() / "compressed")
 
 
 def load_folder(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> nn.Module:
