@@ -51,6 +51,16 @@ def test_adding_does_not_keep_what_it_was_given() -> None:
     torch.testing.assert_close(first.products, 2 * held)
 
 
+def test_taking_is_adding_what_was_measured() -> None:
+    taken, added = InputHessian(300), InputHessian(300)
+    for seed in (0, 1):
+        x = inputs(40, 300, seed=seed)
+        taken.take(x)
+        added.add(InputHessian.measure(x), len(x))
+        torch.testing.assert_close(taken.products, added.products, rtol=1e-5, atol=1e-4)
+    assert taken.tokens == added.tokens == 80 and torch.equal(taken.total, added.total)
+
+
 def test_its_norms_are_those_of_input_norms() -> None:
     x = inputs(80, 10, outliers=30)
     torch.testing.assert_close(

@@ -33,6 +33,10 @@ class InputNorms:
         self.square_sum = self.square_sum.to(measured[0].device) + measured[0]
         self.tokens += tokens
 
+    def take(self, x: Tensor) -> None:
+        """add(measure(x), len(x))."""
+        self.add(self.measure(x), len(x))
+
     def tensors(self) -> list[Tensor]:
         """What several workers sum."""
         return [self.square_sum]
