@@ -60,7 +60,9 @@ def keep_top(score: Tensor, cut: int, among: Tensor | None = None) -> Tensor:
     # A selection finds the threshold in O(n); only ties at the threshold need an order, and they are rare.
     threshold = _kth_lowest(field, cut)
     keep = score > threshold if among is None else (score > threshold) & among
-    surplus = n - cut - keep.sum(dim=1)  # of the units that tie at the threshold, this many stay: the last ones
+    surplus = (
+        n - cut - keep.sum(dim=1)
+    )  # of the units that tie at the threshold, this many stay: the last ones
     tied_rows = torch.nonzero(surplus > 0).squeeze(1)
     if len(tied_rows):
         tied = score[tied_rows] == threshold[tied_rows]

@@ -315,7 +315,6 @@ def _measure(
     """What a method measures of the inputs of each weight, in one pass over the batches."""
     if not batches:
         raise BadInput("the method looks at the inputs of layers", "batches", "give images, or use magnitude")
-    measure: Any = kind
     signals: dict[str, Any] = {}
     with ExitStack() as stack:
         stack.enter_context(_mode(model))
