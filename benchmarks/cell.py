@@ -127,11 +127,12 @@ def secateur(job: Job, clock: Clock) -> tuple[Any, Job]:
     from secateur.registry import make
 
     one_heap()
-    # a calibration of token ids needs no tokenizer, and the other systems load none
     folder = Path(job["model"])
     model = clock.stage("load", lambda: hub.load_folder(folder))
     source, draw = job["calibration"], {"samples": 32, "length": 512, "seed": job.get("seed", 0)}
-    drawn = calibration(source, None, **draw) if source else None
+    # a calibration of token ids needs no tokenizer, and the other systems load none
+    tokenizer = hub.load_tokenizer(folder) if source and not source.endswith(".npy") else None
+    drawn = calibration(source, tokenizer, **draw) if source else None
     settings = {k: job[k] for k in ("sparsity", "pattern", "allocate") if k in job}
     if ":" in settings.get("pattern", ""):
         settings.pop("sparsity", None)
