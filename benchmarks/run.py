@@ -1,7 +1,7 @@
 """The benchmarks:  make bench ARGS="speed | feeds | quality | sparse-size | stream | all"
 
 and those that are scripts with options of their own, which follow the name (--help tells them):
-corruptions | adasap | cards | training | jackpots | upkeep | features | stragglers
+corruptions | adasap | cards | training | jackpots | upkeep | features | stragglers | softmax_path
 
 Each writes benchmarks/results/NAME.json and prints its table. README.md beside this file says what each costs. `all`
 runs both kinds; of its options the scripts are given --show alone.
@@ -16,7 +16,17 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("speed", "feeds", "quality", "sparse-size", "stream")
-SCRIPTS = ("corruptions", "adasap", "cards", "training", "jackpots", "upkeep", "features", "stragglers")
+SCRIPTS = (
+    "corruptions",
+    "adasap",
+    "cards",
+    "training",
+    "jackpots",
+    "upkeep",
+    "features",
+    "stragglers",
+    "softmax_path",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

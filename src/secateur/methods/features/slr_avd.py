@@ -14,13 +14,14 @@ Paper:   Text Descriptions are Compressive and Invariant Representations for Vis
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from secateur.apply.heads import Features, Head, Shots, Texts, check_fits, columns
 from secateur.core.method import Card
 from secateur.core.units import Unit
 from secateur.errors import BadInput, one_of
-from secateur.recover.l1_softmax import Point, fit_path
+from secateur.recover.l1_softmax import Point, walk_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,12 @@ class SLRAVD(Features):
 
     def path(self, texts: Texts, shots: Shots, lams: tuple[float, ...] | None = None) -> list[Point]:
         """Solutions for falling lam: those given, or `count` values below the smallest that leaves nothing."""
+        return list(self.walk(texts, shots, lams))
+
+    def walk(self, texts: Texts, shots: Shots, lams: tuple[float, ...] | None = None) -> Iterator[Point]:
+        """`path`, one solution at a time: W of a thousand classes is large."""
         check_fits(texts, shots)
-        return fit_path(
+        return walk_path(
             shots.embeddings,
             shots.labels,
             columns(texts, self.features)[1],
@@ -87,7 +92,7 @@ class SLRAVD(Features):
             )
         check_fits(texts, held)
         best: tuple[float, Head] | None = None
-        for point in self.path(texts, shots):  # falling lam: of equal accuracies the first is the sparsest
+        for point in self.walk(texts, shots):  # falling lam: of equal accuracies the first is the sparsest
             head = self.head(texts, point)
             right = float((head.logits(held.embeddings).argmax(1) == held.labels).float().mean())
             if best is None or right > best[0]:
