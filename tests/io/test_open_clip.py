@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.errors import Damaged, SecateurError, Unsupported
+from secateur.errors import Damaged, NoMatch, SecateurError, Unsupported
+from secateur.io.hub import resolve_folder
 from secateur.io.manifest import write_manifest
 from secateur.io.open_clip import CONFIG, MEAN, STD, load_open_clip, read_layout, rename
 from secateur.io.towers import load_towers, save_towers
@@ -339,3 +341,18 @@ def test_folders_that_cannot_be_used_are_one_line(
     with pytest.raises(error, match=line) as caught:
         load_towers(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_on_the_hub_may_have_open_clips_form_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    folder = make(tmp_path / "downloaded")
+    info = SimpleNamespace(model_info=lambda name, timeout: None)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(folder))
+    towers = load_towers("owner/model")
+    assert towers.name == "owner/model" and towers.width == load_towers(folder).width
+    with pytest.raises(NoMatch, match=r"no config\.json under this name"):
+        resolve_folder("owner/model")

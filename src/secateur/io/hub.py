@@ -80,13 +80,17 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_co
     return Loaded(model.to(device_of(device)).eval(), load_tokenizer(folder, trust_remote_code), name, folder)
 
 
-def resolve_folder(name: str) -> Path:
-    """The local folder of a model: itself, a GGUF's converted folder, or a download (no pickles, no code)."""
+def resolve_folder(name: str, configs: tuple[str, ...] = ("config.json",)) -> Path:
+    """The local folder of a model: itself, a GGUF's converted folder, or a download (no pickles, no code).
+
+    Args:
+        configs: a folder with one of these files is a model.
+    """
     if name in EMBEDDED_MODELS:
         return _gguf_folder(embedded_model_file(name))
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / config).is_file() for config in configs):
             raise NoMatch(
                 "no config.json in this folder", where=name, fix="give a folder made by save_pretrained"
             )
@@ -101,7 +105,7 @@ def resolve_folder(name: str) -> Path:
         raise NoMatch(
             "no such file or folder", where=name, fix=nearest(path.name, [*models, *EMBEDDED_MODELS])
         )
-    return plain_folder(_download(name), cache_folder() / "compressed")
+    return plain_folder(_download(name, configs), cache_folder() / "compressed")
 
 
 def load_folder(folder: Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> nn.Module:
@@ -210,7 +214,7 @@ def _read_once(gguf: Any) -> Iterator[None]:
 # --- hub ------------------------------------------------------------------------------------------------------------
 
 
-def _download(name: str) -> Path:
+def _download(name: str, configs: tuple[str, ...]) -> Path:
     hub = require("huggingface_hub", "hf")
     fetch = functools.partial(hub.snapshot_download, name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
     failure = _within(lambda: hub.HfApi().model_info(name, timeout=_HUB_SECONDS))
@@ -230,7 +234,7 @@ def _download(name: str) -> Path:
         raise NoMatch(
             f"not an embedded model, not a local path, {why}", where=name, fix=nearest(name, EMBEDDED_MODELS)
         ) from error
-    if not (folder / "config.json").is_file():
+    if not any((folder / config).is_file() for config in configs):
         raise NoMatch("no config.json under this name", where=name, fix="name a model repository")
     return folder
 

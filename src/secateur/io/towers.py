@@ -266,8 +266,7 @@ def save_towers(out: Path | str, towers: LoadedTowers, source: str | Path) -> Pa
 
 
 def _folder(name: str) -> Path:
-    local = Path(name).expanduser()
-    return local if (local / open_clip.CONFIG).is_file() else resolve_folder(name)
+    return resolve_folder(name, ("config.json", open_clip.CONFIG))
 
 
 def _model_type(folder: Path) -> str:
