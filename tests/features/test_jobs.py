@@ -85,6 +85,18 @@ def test_the_explanation_is_the_largest_coefficients() -> None:
         explain(replace(fitted, head=Head(texts.prompts, 20.0)))
 
 
+def test_a_text_that_two_classes_brought_is_named_once() -> None:
+    towers = TinyTowers()
+    texts = texts_of(towers, words())
+    texts = replace(texts, words=(texts.words[0], *texts.words[:-1]))
+    coefficients = torch.zeros(3, 3)
+    coefficients[0] = torch.tensor([0.5, 0.7, 1.0])
+    head = Head(torch.zeros(3, texts.width), 20.0, None, coefficients, torch.tensor([0, 1, 2]))
+    found = explain(Fitted(head, Head(texts.prompts, 20.0), texts, words(), "slr_avd", {}, {}), 1)
+    ((text, value),) = found["disc"]
+    assert text == texts.words[0] and value == pytest.approx(1.2)
+
+
 @pytest.mark.parametrize("method", ["slr_avd", "linear_probe", "zero_shot"])
 def test_a_folder_gives_back_the_same_head(data: Data, tmp_path: Path, method: str) -> None:
     fitted = fit(method, data, shots=8)

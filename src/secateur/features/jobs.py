@@ -160,6 +160,8 @@ def accuracy(head: Head, shots: Shots, classes: int, batch: int = 8192) -> float
 def explain(fitted: Fitted, top: int = 3) -> dict[str, list[tuple[str, float]]]:
     """For every class the texts with the largest coefficients (step 7), largest first; fewer where fewer are used.
 
+    A text that several classes brought counts once, with the sum of its coefficients.
+
     Raises:
         BadInput: a head that is no combination of texts (a linear probe).
     """
@@ -170,9 +172,11 @@ def explain(fitted: Fitted, top: int = 3) -> dict[str, list[tuple[str, float]]]:
     words = [names[place] for place in head.features.tolist()]
     out = {}
     for name, row in zip(texts.classes, head.coefficients, strict=True):
-        values, places = row.topk(min(top, len(row)))
-        pairs = zip(places.tolist(), values.tolist(), strict=True)
-        out[name] = [(words[at], value) for at, value in pairs if value > 0]
+        sums: dict[str, float] = {}
+        for at in row.nonzero().flatten().tolist():
+            sums[words[at]] = sums.get(words[at], 0.0) + float(row[at])
+        largest = sorted(sums.items(), key=lambda pair: -pair[1])[:top]
+        out[name] = [(text, value) for text, value in largest if value > 0]
     return out
 
 

@@ -67,7 +67,9 @@ def _curve(path: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
 def _section(name: str, reasons: Sequence[Reason]) -> str:
     most = max((abs(reason.weight) for reason in reasons), default=1.0) or 1.0
     lines = "".join(_line(reason, most) for reason in reasons)
-    body = f"<table><tbody>{lines}</tbody></table>" if lines else "<p>No text counts for this class.</p>"
+    widths = "".join(f"<col style='width:{share}%'>" for share in (50, 10, 15, 25))
+    table = f"<table style='table-layout:fixed'><colgroup>{widths}</colgroup><tbody>{lines}</tbody></table>"
+    body = table if lines else "<p>No text counts for this class.</p>"
     return f"<h2>{escape(name)}</h2>{body}"
 
 
@@ -76,7 +78,8 @@ def _line(reason: Reason, most: float) -> str:
     bar = f"<svg class='chart' width='120' height='8' role='img'><title>{reason.weight:.3g}</title>"
     bar += f"<g class='s0'><rect class='bar' width='{share:.1f}%' height='8'/></g></svg>"
     pictures = "".join(_picture(data, reason.words) for data in reason.pictures)
-    return f"<tr><th scope='row'>{escape(reason.words)}</th><td>{reason.weight:.3g} {bar}</td><td>{pictures}</td></tr>"
+    cells = "".join(f"<td>{cell}</td>" for cell in (f"{reason.weight:.3g}", bar, pictures))
+    return f"<tr><th scope='row'>{escape(reason.words)}</th>{cells}</tr>"
 
 
 def _picture(data: bytes, words: str) -> str:
