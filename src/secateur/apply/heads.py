@@ -114,8 +114,9 @@ class Head:
     facts: tuple[tuple[str, float], ...] = ()
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """[n, d] to [n, classes]."""
-        out = self.scale * (embeddings.to(self.weight.dtype) @ self.weight.t())
+        """[n, d] to [n, classes], on the CPU."""
+        x = embeddings.to(self.weight.dtype)
+        out = (self.scale * (x @ self.weight.to(x.device).t())).cpu()
         return out if self.bias is None else out + self.bias
 
     @property

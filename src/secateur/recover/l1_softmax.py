@@ -86,7 +86,7 @@ def walk_path(
     """`fit_path`, one solution at a time: W is [C, F], and a path of them may be more than fits in memory.
 
     Args:
-        embeddings: [n, d], a tensor or an array; a memory-mapped one is read a chunk at a time.
+        embeddings: [n, d], a tensor (on any device) or an array; a memory-mapped one is read a chunk at a time.
         labels: [n], 0..C-1.
         texts: U [F, d]; None: the coordinates of the embeddings are the features.
         lams: which; None: `count` values lam_max * factor ** 1, 2, ...

@@ -4,7 +4,8 @@
     G       = (s/n) (P - Y)^T H U^T
 
 A pass takes n C d + C F d products and holds one chunk of rows at a time: logits [n, C] and features [n, F] are never
-whole. The rows are taken as they come (float16 too, memory-mapped too) and made wider a chunk at a time.
+whole. The rows are taken as they come (float16 too, memory-mapped too) and made wider a chunk at a time. Products over
+rows run where the embeddings lie (a GPU too: written, not run); W, G and what else is small stay on the CPU.
 
 Shapes:  H [n, d], U [F, d], W [C, F]; with an intercept W has one more column, b, which is not penalised.
 Oracle:  the same, sample by sample.
@@ -48,7 +49,8 @@ class Problem:
     ) -> None:
         if not isinstance(embeddings, Tensor | np.ndarray):
             embeddings = torch.as_tensor(embeddings)
-        self.h, self.y = embeddings, torch.as_tensor(labels).long()
+        self.h, self.y = embeddings, torch.as_tensor(labels).long().cpu()
+        self.device = embeddings.device if isinstance(embeddings, Tensor) else torch.device("cpu")
         if self.h.ndim != 2 or not len(self.h) or self.y.shape != (len(self.h),):
             what = f"{tuple(self.h.shape)} with {tuple(self.y.shape)} labels"
             raise BadInput(what, where="embeddings", fix="give [n, d]")
@@ -65,7 +67,7 @@ class Problem:
         for at in self._chunks():
             finite(self.rows(at), "embeddings", "values")
         self.texts = None if texts is None else scale * finite(texts.double(), "texts", "values")
-        self._narrow = None if self.texts is None else self.texts.to(self.dtype)
+        self._narrow = None if self.texts is None else self.texts.to(self.device, self.dtype)
         self.scale, self.intercept = (1.0 if texts is not None else scale), intercept
         features = d if texts is None else len(texts)
         self.width = features + intercept
@@ -86,15 +88,15 @@ class Problem:
     def rows(self, at: slice | Tensor) -> Tensor:
         """Some rows of H, in the dtype of the sums."""
         if isinstance(self.h, Tensor):
-            return self.h[at].to(self.dtype)
+            return self.h[at if isinstance(at, slice) else at.to(self.device)].to(self.dtype)
         part = np.array(self.h[at if isinstance(at, slice) else at.numpy()])
         return torch.from_numpy(part).to(self.dtype)
 
     def features(self, at: slice | Tensor) -> Tensor:
-        """z of some rows as columns, [width, rows]; the intercept's is 1."""
+        """z of some rows as columns, [width, rows], on the CPU; the intercept's is 1."""
         h = self.rows(at)
         z = self.scale * h.t() if self._narrow is None else self._narrow @ h.t()
-        return torch.cat([z, z.new_ones(1, len(h))]) if self.intercept else z.contiguous()
+        return (torch.cat([z, z.new_ones(1, len(h))]) if self.intercept else z).contiguous().cpu()
 
     def loss(self, weight: Tensor) -> float:
         """Mean cross-entropy."""
@@ -102,21 +104,21 @@ class Problem:
 
     def slope(self, weight: Tensor) -> tuple[float, Tensor]:
         """Mean cross-entropy and its gradient, float64 [C, width]."""
-        inner = torch.zeros(self.classes, self.h.shape[1], dtype=torch.float64)
-        sums = torch.zeros(self.classes, dtype=torch.float64)
+        inner = torch.zeros(self.classes, self.h.shape[1], dtype=torch.float64, device=self.device)
+        sums = torch.zeros(self.classes, dtype=torch.float64, device=self.device)
         loss, _ = self._pass(weight, (inner, sums))
         inner = (inner / self.n).to(self.dtype)
         out = (self.scale * inner if self._narrow is None else inner @ self._narrow.t()).double()
-        return loss, torch.cat([out, sums[:, None] / self.n], 1) if self.intercept else out
+        return loss, (torch.cat([out, sums[:, None] / self.n], 1) if self.intercept else out).cpu()
 
     def chances(self, weight: Tensor, h: Tensor) -> Tensor:
-        """P of some rows, [rows, C]."""
-        return torch.softmax(self._logits(self._fold(weight), h), 1)
+        """P of some rows, [rows, C], on the CPU."""
+        return torch.softmax(self._logits(self._fold(weight), h), 1).cpu()
 
     def _pass(self, weight: Tensor, sums: tuple[Tensor, Tensor] | None = None) -> tuple[float, None]:
         folded, loss = self._fold(weight), 0.0
         for at in self._chunks():
-            h, y = self.rows(at), self.y[at, None]
+            h, y = self.rows(at), self.y[at, None].to(self.device)
             logits = self._logits(folded, h)
             top = torch.logsumexp(logits, 1, keepdim=True)
             loss += float((top - logits.gather(1, y)).double().sum())
@@ -128,8 +130,8 @@ class Problem:
         return loss / self.n, None
 
     def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        w = (weight[:, :-1] if self.intercept else weight).to(self.dtype)
-        bias = weight[:, -1].to(self.dtype) if self.intercept else None
+        weight = weight.to(self.device, self.dtype)
+        w, bias = (weight[:, :-1], weight[:, -1]) if self.intercept else (weight, None)
         return (self.scale * w if self._narrow is None else w @ self._narrow), bias
 
     def _logits(self, folded: tuple[Tensor, Tensor | None], h: Tensor) -> Tensor:
