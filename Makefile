@@ -1,4 +1,5 @@
-# secateur: one entry for everything. Needs Python 3.11 or later, make, and a package registry that pip knows.
+# secateur: one entry for everything. Needs Python 3.11 or later, make, and a package registry that pip knows; a C compiler
+# makes pruned models fast, without one they run through torch.
 #
 #   make demo          cut a real language model in half and look at it (make demo QUICK=1: a smaller one, under 90 s)
 #   make test          lint, types, house rules, tests: what a change must pass
@@ -16,10 +17,14 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 QUIET  := $(if $(CI),--quiet)
 PIP     = $(PY) -m pip install --disable-pip-version-check $(QUIET) -c constraints.txt
+# what a compiler has made of the kernels is kept for the next installation
+BUILT   = build/kernels-$(shell command -v $(CC) | cksum | cut -d ' ' -f 1)
+EDIT    = $(PIP) --no-build-isolation --config-settings=build-dir=$(BUILT)
 
-# What is installed is current when a stamp carries the checksum of all that decides it: the three files, the
-# Python, and the folder (a virtual environment does not survive being moved).
-KEY := $(shell { cat pyproject.toml constraints.txt requirements-embedded.txt; pwd; $(PYTHON) --version 2>&1; } | cksum | tr ' ' '-')
+# What is installed is current when a stamp carries the checksum of all that decides it: the three files, the sources of
+# the kernels, the compiler, the Python, and the folder (a virtual environment does not survive being moved).
+KERNELS := CMakeLists.txt $(wildcard src/secateur/runtime/kernels/*.[ch])
+KEY := $(shell { cat pyproject.toml constraints.txt requirements-embedded.txt $(KERNELS); command -v $(CC); pwd; $(PYTHON) --version 2>&1; } | cksum | tr ' ' '-')
 USE := $(VENV)/.ready-use-$(KEY)
 DEV := $(VENV)/.ready-dev-$(KEY)
 
@@ -72,11 +77,11 @@ $(USE):
 	  $(PYTHON) -m venv --clear $(VENV) || { \
 	  echo "no virtual environment could be made in $(VENV) (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 	@echo "secateur: installing the pinned packages into $(VENV); the first time takes some minutes"
-	@$(PIP) setuptools
-	@$(PIP) --no-build-isolation -e '.[cli,hf,report]'
+	@$(PIP) scikit-build-core cmake ninja
+	@$(EDIT) -e '.[cli,hf,report]'
 	@$(PIP) --no-deps -r requirements-embedded.txt
 	@rm -f $(VENV)/.ready-use-* && touch $@
 
 $(DEV): $(USE)
-	@$(PIP) --no-build-isolation -e '.[all,dev,docs]'
+	@$(EDIT) -e '.[all,dev,docs]'
 	@rm -f $(VENV)/.ready-dev-* && touch $@

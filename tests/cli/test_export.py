@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from secateur.io.classifiers import load_classifier, save_classifier
+from secateur.io.packed_folder import read_packed
 from tests.cli.tiny import secateur, tree
 from tests.io.test_compressed import BITMASK, compress_folder
 from tests.tinylm import save_tiny
@@ -26,6 +27,40 @@ def test_a_sparse_folder_becomes_the_dense_one(tiny: Path, here: Path) -> None:
     assert again.status == 2 and "exists already" in again.err
     said = secateur("export", "sparse", "--to", "safetensors", "--out", "plain", "--overwrite", "--json")
     assert json.loads(said.out)["file"] == "plain" and secateur("verify", "plain").status == 0
+
+
+def test_a_cut_model_is_packed_and_loads(tiny: Path, here: Path) -> None:
+    said = secateur("compress", tiny, "magnitude", "--sparsity", "0.5", "--pattern", "2:4", "--out", "cut")
+    assert said.status == 0, said.err
+    said = secateur("export", "cut", "--to", "sparse", "--kind", "auto", "--out", "same")
+    assert said.status == 0, said.err
+    assert said.out.startswith("same: ") and said.out.endswith("tensors 14 2:4 float32, 6 plain\n")
+    secateur("export", "same", "--to", "safetensors", "--out", "back")
+    assert tree(here / "back") == tree(here / "cut")
+    words = ["--kind", "2:4", "--values", "int8", "--json"]
+    said = secateur("export", "cut", "--to", "sparse", *words, "--out", "whole")
+    found = json.loads(said.out)
+    assert found["stored"] == {"2:4 int8": 14, "dense int8": 1, "plain": 5}
+    assert found["bytes"] == sum(matrix.bytes for matrix in read_packed("whole").values()) + 5 * 32 * 4
+    assert secateur("verify", "whole").status == 0 and secateur("show", "whole").status == 0
+    assert secateur("generate", "whole", "The", "--tokens", "2").status == 0
+    said = secateur("export", "whole", "--to", "sparse", "--out", "bits")
+    assert said.status == 0 and "14 bitmask float32, 6 plain" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--to", "onnx", "--kind", "auto"], "--kind: onnx is not packed; use --to sparse"),
+        (["--to", "sparse", "--kind", "2;4"], "'2;4' is no kind; did you mean '2:4'"),
+        (["--to", "sparse", "--group", "64"], "only int8 has scales"),
+        (["--to", "sparse", "--values", "int8", "--group", "64"], "groups of 64 do not divide 32 columns"),
+    ],
+)
+def test_what_cannot_be_packed_is_one_line(tiny: Path, here: Path, words: list[str], line: str) -> None:
+    said = secateur("export", tiny, *words, "--out", "out")
+    assert said.status == 2 and line in said.err and said.err.count("\n") == 1
+    assert not list(here.iterdir())
 
 
 def test_a_plain_module_becomes_dense_too(here: Path) -> None:

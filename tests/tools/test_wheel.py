@@ -1,7 +1,10 @@
-"""The wheel holds every module, the templates, py.typed and the licence, and nothing else of this repository."""
+"""The wheel holds every module, the templates, py.typed and the licence, the kernels where they could be compiled, and
+nothing else of this repository.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,40 +19,62 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
+KERNELS = "secateur/runtime/kernels/libsecateur_kernels.so"
+
+
+def build(folder: Path, **environment: str) -> Path:
+    """A wheel built with what is installed (nothing is downloaded) from a copy without what git ignores."""
+    copy = folder / "copy"
+    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
+    shutil.copytree(ROOT / "src", copy / "src", ignore=unwanted)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "CMakeLists.txt"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run(
+        [*command, "-w", str(folder), str(copy)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built with what is installed (nothing is downloaded), from a copy, since setuptools writes beside its sources."""
-    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        str(copy),
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-    ]
-    done = subprocess.run([*command, "-w", str(out)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = out.glob("*.whl")
+    """As on a machine whose C compiler does not work, which is quick."""
+    path = build(tmp_path_factory.mktemp("wheel"), CC="/bin/false")
     assert path.name == f"secateur-{PROJECT['version']}-py3-none-any.whl"
     return zipfile.ZipFile(path)
 
 
-def test_it_holds_every_file_of_the_package_and_no_other(wheel: zipfile.ZipFile) -> None:
+def ours() -> set[str]:
+    """Every file of the package but the sources of the kernels and what was compiled of them."""
     source = ROOT / "src"
-    ours = {
-        p.relative_to(source).as_posix()
-        for p in (source / "secateur").rglob("*")
-        if p.is_file() and "__pycache__" not in p.parts
-    }
-    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert held == ours
-    assert {"secateur/py.typed", "secateur/report/templates/page.html"} <= held
+    found = (p for p in (source / "secateur").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {p.relative_to(source).as_posix() for p in found if p.suffix not in (".c", ".h", ".so")}
+
+
+def held(wheel: zipfile.ZipFile) -> set[str]:
+    return {name for name in wheel.namelist() if ".dist-info/" not in name}
+
+
+def test_it_holds_every_file_of_the_package_and_no_other(wheel: zipfile.ZipFile) -> None:
+    assert held(wheel) == ours()
+    assert {"secateur/py.typed", "secateur/report/templates/page.html"} <= held(wheel)
+
+
+@pytest.mark.slow
+def test_with_a_compiler_it_holds_the_kernels_too(tmp_path: Path) -> None:
+    if shutil.which(os.environ.get("CC", "cc")) is None:
+        pytest.skip("no C compiler here")
+    path = build(tmp_path)
+    assert path.name.startswith(f"secateur-{PROJECT['version']}-py3-none-") and "-any" not in path.name
+    with zipfile.ZipFile(path) as wheel:
+        assert held(wheel) == ours() | {KERNELS}
+        assert wheel.read(KERNELS)[:4] in (b"\x7fELF", b"\xcf\xfa\xed\xfe")
 
 
 def test_its_metadata_is_complete(wheel: zipfile.ZipFile) -> None:

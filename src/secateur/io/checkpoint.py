@@ -84,6 +84,9 @@ def save_checkpoint(
             or name.endswith((*_NEVER, ".index.json"))
         ):
             raise BadInput(f"{name!r:.80} cannot be the name of an extra file", where="extra")
+    for name, module in model.named_modules():
+        if hasattr(module, "dense") and hasattr(module, "nbytes"):
+            raise BadInput("is accelerated", where=name, fix="undo() the acceleration before saving")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise BadInput("has no data (meta device)", where=name, fix="load the weights before saving")

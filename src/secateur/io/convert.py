@@ -1,14 +1,15 @@
-"""Whole folders from dense to sparse and back, tensor by tensor, and the files beside the weights.
+"""Whole folders from dense to sparse or packed and back, tensor by tensor, and the files beside the weights.
 
 A sparse folder holds `sparse*.safetensors` instead of `model*.safetensors`: a loader that does not know them finds no
-weights and says so, where parts under the usual name would leave it with random ones. Back from sparse, every
-weight file has the bytes it had.
+weights and says so, where parts under the usual name would leave it with random ones. Back from sparse, every weight
+file has the bytes it had; back from packed too, where values were not rounded.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,8 +17,11 @@ import torch
 from secateur.errors import Unsupported
 from secateur.io.files import MANIFEST, inside, new_folder, open_regular
 from secateur.io.manifest import check_manifest, read_manifest, write_manifest
+from secateur.io.packed import Form
+from secateur.io.packing import Packing, form_of, packed_as
 from secateur.io.sparse import PARTS, count_kept, encode, parts_bytes, parts_specs
-from secateur.io.tensors import TensorFolder, sparse_metadata
+from secateur.io.stored import PACKED_PARTS, packed_metadata, plain_text, sparse_metadata
+from secateur.io.tensors import TensorFolder
 from secateur.io.writer import FolderWriter, Layout, Spec
 
 # Words, tokenizers and templates; never weights, never code.
@@ -26,56 +30,65 @@ _SIDE_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY", "README"
 _TEMPLATES = "additional_chat_templates"
 
 
-def to_sparse(source: Path | str, out: Path | str) -> Path:
+def to_sparse(source: Path | str, out: Path | str, packing: Packing | None = None) -> Path:
     """Write the checkpoint folder `source` to `out` with its pruned matrices stored sparse. Peak memory: two tensors.
 
-    Raises: as TensorFolder, check_manifest (where there is one) and new_folder do.
+    Args:
+        packing: as for `write_sparse`.
+
+    Raises: as TensorFolder, check_manifest (where there is one), new_folder and write_sparse do.
     """
-    return _convert(Path(source), Path(out), sparse=True)
+    return _convert(Path(source), Path(out), lambda tensors, folder: write_sparse(tensors, folder, packing))
 
 
 def to_dense(source: Path | str, out: Path | str) -> Path:
     """The way back: `out` is a plain folder that transformers loads. Raises as `to_sparse`."""
-    return _convert(Path(source), Path(out), sparse=False)
+    return _convert(Path(source), Path(out), write_dense)
 
 
-def _convert(source: Path, out: Path, sparse: bool) -> Path:
+def _convert(source: Path, out: Path, write: Callable[[TensorFolder, Path], object]) -> Path:
     if read_manifest(source) is not None:
         check_manifest(source)
     with TensorFolder(source) as tensors, new_folder(out) as folder:
         copy_side_files(source, folder, set(tensors.shards), everything=True)
-        (write_sparse if sparse else write_dense)(tensors, folder)
+        write(tensors, folder)
         write_manifest(folder)
     return out
 
 
-def write_sparse(source: TensorFolder, folder: Path) -> list[str]:
-    """Write the tensors of `source` into `folder`, sparse where that is smaller. Returns the names stored sparse."""
-    kept = {name: count_kept(source.get(name)) for name in source.names() if _may_be_sparse(source, name)}
-    chosen = {name for name in kept if _pays(source, name, kept[name])}
+def write_sparse(source: TensorFolder, folder: Path, packing: Packing | None = None) -> list[str]:
+    """Write the tensors of `source` into `folder`, matrices in parts where that is smaller. Returns their names.
+
+    Args:
+        packing: None: sparse-bitmask, every bit as it is. Else packed, in the layouts and values that it asks for.
+
+    Raises:
+        BadInput: a matrix that does not fit what `packing` asks for.
+    """
+    forms = _forms(source, packing)
     layout: Layout = {}
     metadata: dict[str, dict[str, str]] = {}
     for file, specs in source.layout().items():
         target = _sparse_name(file)
         layout[target] = {}
-        for name, (dtype, shape) in specs.items():
-            if name not in chosen:
-                layout[target][name] = (dtype, shape)
-                continue
-            parts = parts_specs(dtype, shape[0], shape[1], kept[name])
-            layout[target].update({f"{_prefix(name)}.{part}": spec for part, spec in parts.items()})
-        text = _plain_text(source, file)
-        prefixes = [_prefix(name) for name in specs if name in chosen]
-        metadata[target] = {**text, **sparse_metadata(prefixes, _dense_name(source, file))}
+        for name, spec in specs.items():
+            parts = {name: spec} if name not in forms else _part_specs(_prefix(name), forms[name], packing)
+            layout[target].update(parts)
+        mine = {_prefix(name): (forms[name], dtype) for name, (dtype, _) in specs.items() if name in forms}
+        dense = _dense_name(source, file)
+        own = sparse_metadata(list(mine), dense) if packing is None else packed_metadata(mine, dense)
+        metadata[target] = {**plain_text(source.metadata(file)), **own}
     with FolderWriter(folder, layout, metadata) as writer:
         for name in source.names():
-            tensor = source.get(name)
-            if name not in chosen:
+            tensor, form = source.get(name), forms.get(name)
+            if form is None:
                 writer.put(name, tensor)
                 continue
-            for part, value in encode(tensor).items():
+            for part, value in (
+                encode(tensor) if packing is None else packed_as(tensor, form).tensors
+            ).items():
                 writer.put(f"{_prefix(name)}.{part}", value)
-    return sorted(chosen)
+    return sorted(forms)
 
 
 def write_dense(source: TensorFolder, folder: Path) -> None:
@@ -84,7 +97,7 @@ def write_dense(source: TensorFolder, folder: Path) -> None:
     metadata: dict[str, dict[str, str]] = {}
     for file, specs in source.layout().items():
         target = _dense_name(source, file)
-        layout[target], metadata[target] = specs, _plain_text(source, file)
+        layout[target], metadata[target] = specs, plain_text(source.metadata(file))
     with FolderWriter(folder, layout, metadata) as writer:
         for name in source.names():
             writer.put(name, source.get(name))
@@ -131,8 +144,30 @@ def _is_words(name: str) -> bool:
     return base.lower().endswith(_SIDE_ENDINGS) or ("." not in base and base.upper().startswith(_SIDE_NAMES))
 
 
-def _may_be_sparse(source: TensorFolder, name: str) -> bool:
-    taken = any(f"{_prefix(name)}.{part}" in source for part in PARTS)
+def _forms(source: TensorFolder, packing: Packing | None) -> dict[str, Form]:
+    """The layout of each matrix that is stored in parts."""
+    forms: dict[str, Form] = {}
+    for name in source.names():
+        if not _may_be_sparse(source, name, PARTS if packing is None else PACKED_PARTS):
+            continue
+        rows, columns = source.shape(name)
+        if packing is not None:
+            form = form_of(source.get(name), packing, name)
+        else:
+            form = Form("bitmask", (rows, columns), source.dtype(name), count_kept(source.get(name)))
+            form = form if _pays(form) else None
+        if form is not None:
+            forms[name] = form
+    return forms
+
+
+def _part_specs(prefix: str, form: Form, packing: Packing | None) -> dict[str, Spec]:
+    parts = parts_specs(form.dtype, *form.shape, form.count) if packing is None else form.specs()
+    return {f"{prefix}.{part}": spec for part, spec in parts.items()}
+
+
+def _may_be_sparse(source: TensorFolder, name: str, parts: tuple[str, ...]) -> bool:
+    taken = any(f"{_prefix(name)}.{part}" in source for part in parts)
     return (
         name.endswith(".weight")
         and len(source.shape(name)) == 2
@@ -141,19 +176,13 @@ def _may_be_sparse(source: TensorFolder, name: str) -> bool:
     )
 
 
-def _pays(source: TensorFolder, name: str, kept: int) -> bool:
-    rows, columns = source.shape(name)
-    size = source.dtype(name).itemsize
-    return source.dtype(name) != torch.bool and parts_bytes(size, rows, columns, kept) < rows * columns * size
+def _pays(form: Form) -> bool:
+    (rows, columns), size = form.shape, form.dtype.itemsize
+    return form.dtype != torch.bool and parts_bytes(size, rows, columns, form.count) < rows * columns * size
 
 
 def _prefix(name: str) -> str:
     return name.removesuffix(".weight")
-
-
-def _plain_text(source: TensorFolder, file: str) -> dict[str, str]:
-    ours = sparse_metadata([], "")
-    return {key: text for key, text in source.metadata(file).items() if key not in ours}
 
 
 def _sparse_name(file: str) -> str:

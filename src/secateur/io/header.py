@@ -107,6 +107,11 @@ def dtype_code(dtype: torch.dtype, where: str = "") -> str:
     return _NAMES[dtype]
 
 
+def dtype_of(code: object) -> torch.dtype | None:
+    """The dtype of the format's word, such as `BF16`; None for what is no word of it."""
+    return _CODES.get(code) if isinstance(code, str) else None
+
+
 def read_header(fd: int, where: str) -> Header:
     """Parse and check the head of an open file. Raises Damaged naming the file and, where it can, the tensor."""
     size = os.fstat(fd).st_size

@@ -3,17 +3,15 @@
 `get` reads a tensor by `pread` into memory of its own, so that resident memory is what the caller holds; `view` maps
 the file instead, privately: pages come in when they are touched, and what is written to them never reaches the file.
 Every shard is opened and its head checked when the folder is; later reads come from these same files even if the
-folder is replaced. Files that secateur wrote sparse (see sparse.py) are decoded on the way: names, shapes and bytes are
-those of the dense model.
+folder is replaced. What secateur wrote sparse or packed (see stored.py) is decoded on the way: names, shapes and dtypes
+are those of the dense model. `packed` gives such a matrix as it lies in the file, for the runtime.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,24 +22,25 @@ from torch import Tensor
 from secateur.errors import BadInput, Damaged, NoMatch, Unsupported, nearest
 from secateur.io.files import inside, open_regular, read_small
 from secateur.io.header import Entry, Header, read_header, strict_json
-from secateur.io.sparse import PARTS, decode
+from secateur.io.packed import FLOATS, Packed, check
+from secateur.io.stored import SPARSE, Stored, sparse_metadata, stored_matrices
 from secateur.io.writer import FolderWriter, Layout, TensorWriter
 
 __all__ = ["FolderWriter", "Shard", "TensorFolder", "TensorWriter", "read_stored", "sparse_metadata"]
 
 INDEX_LIMIT = 32 << 20  # bytes; the largest published index has 9 MB
-SPARSE_FORMAT, SPARSE_VERSION = "sparse-bitmask", "1"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One open file: its name inside the folder, its descriptor, its head, and the prefixes of its sparse tensors."""
+    """One open file: its name inside the folder, its descriptor, its head, and the matrices it holds in parts, by the
+    names of the tensors they stand for."""
 
     name: str
     fd: int
     header: Header
     where: str
-    sparse: dict[str, tuple[int, int]]  # prefix -> (rows, columns)
+    sparse: dict[str, Stored]
 
 
 class TensorFolder:
@@ -76,7 +75,7 @@ class TensorFolder:
         fd = open_regular(real)
         try:
             header = read_header(fd, where)
-            shard = Shard(name, fd, header, where, _sparse_prefixes(fd, header, where))
+            shard = Shard(name, fd, header, where, stored_matrices(fd, header, where))
         except BaseException:
             os.close(fd)
             raise
@@ -111,19 +110,21 @@ class TensorFolder:
         return tuple(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        shard = self._shard(name)
-        prefix = name.removesuffix(".weight")
-        return shard.sparse[prefix] if self.is_sparse(name) else shard.header.entries[name].shape
+        return self._described(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._entries(name)[-1].dtype
+        return self._described(name).dtype
 
     def stored_bytes(self, name: str) -> int:
-        """Bytes the tensor takes on disk (all four parts of a sparse one)."""
-        return sum(entry.nbytes for entry in self._entries(name))
+        """Bytes the tensor takes on disk (all parts of a sparse one)."""
+        shard = self._shard(name)
+        stored = shard.sparse.get(name)
+        names = [name] if stored is None else stored.parts.values()
+        return sum(shard.header.entries[part].nbytes for part in names)
 
     def is_sparse(self, name: str) -> bool:
-        return name.endswith(".weight") and name.removesuffix(".weight") in self._shard(name).sparse
+        """Whether it lies in the file in parts: as its kept entries, or packed."""
+        return name in self._shard(name).sparse
 
     def file(self, name: str) -> str:
         """The file, inside the folder, that holds the tensor."""
@@ -132,19 +133,40 @@ class TensorFolder:
     def get(self, name: str) -> Tensor:
         """The tensor, as a copy of its own on the CPU."""
         shard = self._shard(name)
-        if not self.is_sparse(name):
+        stored = shard.sparse.get(name)
+        if stored is None:
             return read_stored(shard, name)
-        prefix = name.removesuffix(".weight")
-        parts = {part: read_stored(shard, f"{prefix}.{part}") for part in PARTS}
-        return decode(parts, where=f"{shard.where}: {name}")
+        parts = {part: read_stored(shard, tensor) for part, tensor in stored.parts.items()}
+        return stored.dense(parts, where=f"{shard.where}: {name}")
 
     def view(self, name: str) -> Tensor:
         """As `get`, but a dense tensor lies in a private map of its file, which lives as long as the tensor does."""
+        return self.get(name) if self.is_sparse(name) else self._mapped(self._shard(name), name)
+
+    def packed(self, name: str, unchecked: bool = False) -> Packed | None:
+        """A matrix that is stored in parts, on a private map of its file: nothing is copied, and masks and scales are
+        all that is read. None where it is one tensor, or of a dtype that is not multiplied packed.
+
+        Args:
+            unchecked: read nothing; for a caller who calls packed.py's `check`.
+
+        Raises:
+            Damaged: parts that do not fit one another.
+        """
         shard = self._shard(name)
-        entry = shard.header.entries.get(name)
-        aligned = entry is not None and entry.nbytes > 0 and entry.start % entry.dtype.itemsize == 0
-        if self.is_sparse(name) or entry is None or not aligned:
-            return self.get(name)
+        stored = shard.sparse.get(name)
+        if stored is None or (stored.format == SPARSE and stored.dtype not in FLOATS):
+            return None
+        packed = stored.packed({part: self._mapped(shard, tensor) for part, tensor in stored.parts.items()})
+        if not unchecked:
+            check(packed, where=f"{shard.where}: {name}")
+        return packed
+
+    def _mapped(self, shard: Shard, name: str) -> Tensor:
+        """One tensor of a file where it lies."""
+        entry = shard.header.entries[name]
+        if not entry.nbytes or entry.start % entry.dtype.itemsize:
+            return read_stored(shard, name)
         if shard.name not in self._maps:
             self._maps[shard.name] = mmap.mmap(shard.fd, 0, access=mmap.ACCESS_COPY)
         space = self._maps[shard.name]
@@ -185,14 +207,10 @@ class TensorFolder:
             )
         return self._where[name]
 
-    def _entries(self, name: str) -> list[Entry]:
-        entries = self._shard(name).header.entries
-        if not self.is_sparse(name):
-            return [entries[name]]
-        prefix = name.removesuffix(".weight")
-        return [entries[f"{prefix}.{part}"] for part in PARTS if part != "compressed"] + [
-            entries[f"{prefix}.compressed"]
-        ]
+    def _described(self, name: str) -> Entry | Stored:
+        """Where its shape and dtype are said."""
+        shard = self._shard(name)
+        return shard.sparse.get(name) or shard.header.entries[name]
 
 
 def read_stored(shard: Shard, name: str) -> Tensor:
@@ -214,51 +232,8 @@ def read_stored(shard: Shard, name: str) -> Tensor:
         raise Damaged(f"tensor {name!r:.100} has an impossible shape", where=shard.where) from error
 
 
-def sparse_metadata(prefixes: list[str], file: str) -> dict[str, str]:
-    """What the head of a sparse file says: our format and version, which tensors are sparse, the dense file's name."""
-    return {
-        "secateur.format": SPARSE_FORMAT,
-        "secateur.version": SPARSE_VERSION,
-        "secateur.file": file,
-        "secateur.sparse": json.dumps(sorted(prefixes), ensure_ascii=False, separators=(",", ":")),
-    }
-
-
-def _sparse_prefixes(fd: int, header: Header, where: str) -> dict[str, tuple[int, int]]:
-    text = header.metadata
-    if "secateur.format" not in text:
-        return {}
-    if text["secateur.format"] != SPARSE_FORMAT or text.get("secateur.version") != SPARSE_VERSION:
-        found = f"{text['secateur.format']} {text.get('secateur.version')}"
-        raise Unsupported(f"is written as {found!r:.60}", where=where, fix="install a newer secateur")
-    names = strict_json(text.get("secateur.sparse", "").encode(), where)
-    if (
-        not isinstance(names, list)
-        or not all(isinstance(n, str) for n in names)
-        or len(set(names)) != len(names)
-    ):
-        raise Damaged("secateur.sparse in the header is not a list of different names", where=where)
-    shapes: dict[str, tuple[int, int]] = {}
-    for prefix in names:
-        missing = [part for part in PARTS if f"{prefix}.{part}" not in header.entries]
-        if missing or f"{prefix}.weight" in header.entries:
-            raise Damaged(f"sparse tensor {prefix!r:.100} lacks {missing} or is stored twice", where=where)
-        entry = header.entries[f"{prefix}.shape"]
-        if entry.dtype != torch.int64 or entry.shape != (2,):
-            raise Damaged(f"sparse tensor {prefix!r:.100} has no shape of two whole numbers", where=where)
-        rows, columns = struct.unpack("<2q", os.pread(fd, 16, entry.start))
-        mask = header.entries[f"{prefix}.bitmask"].shape
-        if min(rows, columns) < 0 or mask != (rows, -(-columns // 8)):
-            raise Damaged(
-                f"sparse tensor {prefix!r:.100} has the shape [{rows}, {columns}], its bitmask {mask}",
-                where=where,
-            )
-        shapes[prefix] = (rows, columns)
-    return shapes
-
-
 def _logical_names(shard: Shard) -> list[str]:
-    hidden = {f"{prefix}.{part}": f"{prefix}.weight" for prefix in shard.sparse for part in PARTS}
+    hidden = {part: name for name, stored in shard.sparse.items() for part in stored.parts.values()}
     return list(dict.fromkeys(hidden.get(name, name) for name in shard.header.entries))
 
 

@@ -1,0 +1,1 @@
+"""A pruned model that is really smaller and really faster: packed weights, kernels, what runs them."""

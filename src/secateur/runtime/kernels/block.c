@@ -1,0 +1,129 @@
+/* blocks: tiles kept or cut as a whole, a bit for each tile.  1x4 (a row's 4 columns) are rows with a shorter mask; 16x1
+ * (16 rows of a column) are taken band by band: each kept tile, times one entry of x, onto the 16 sums of its rows.
+ */
+#include "rows.h"
+
+FAMILY(tile4, TILE4)
+
+void PATH(secateur_tile16)(ARGUMENTS);
+
+#define TALL 16
+#define PARTS (TALL / VL)  /* vectors a tile takes */
+#define MOST_COLUMNS (SECATEUR_PATH == 2 ? 8 : SECATEUR_PATH == 1 ? 4 : 2)
+
+/* The columns of a band's kept tiles. */
+INLINE int64_t list_columns(const job *j, int64_t band, uint32_t *at) {
+    const uint8_t *mask = j->m->mask + band * j->mask_stride;
+    int64_t count = 0;
+    for (int64_t c = 0; c < j->chunks; c++) {
+        uint64_t bits = mask64(j, SECATEUR_TILE16, mask, c);
+#if SECATEUR_PATH == 2
+        const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        for (int q = 0; q < 4; q++, bits >>= 16) {
+            const __m512i column = _mm512_add_epi32(lane, _mm512_set1_epi32((int)(c * CHUNK + 16 * q)));
+            _mm512_storeu_si512(at + count, _mm512_maskz_compress_epi32((__mmask16)bits, column));
+            count += __builtin_popcountll(bits & 0xffff);
+        }
+#else
+        for (; bits; bits &= bits - 1) at[count++] = (uint32_t)(c * CHUNK + __builtin_ctzll(bits));
+#endif
+    }
+    return count;
+}
+
+/* sums += a tile times its entries of x. */
+INLINE void add_tile(const job *j, const int dtype, const int grouped, const int NB, int64_t band, uint32_t column,
+                     const char *tile, int64_t b0, vf (*acc)[PARTS]) {
+    const float *x = j->x + column * j->lanes + b0;
+#pragma GCC unroll 4
+    for (int q = 0; q < PARTS; q++) {
+        vf w = widen(dtype, tile + q * VL * entry_bytes(dtype));
+        if (grouped) {
+            const int64_t at = (band * j->groups + (column >> 5 >> j->group_shift)) * TALL + q * VL;
+            const int wide = j->m->scale_dtype == SECATEUR_F32;
+            const char *scale = (const char *)j->m->scales + at * (wide ? 4 : 2);
+            w *= wide ? widen(SECATEUR_F32, scale) : widen(SECATEUR_BF16, scale);
+        }
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; b++) acc[b][q] = muladd(w, all(x[b]), acc[b][q]);
+    }
+}
+
+INLINE void put_band(const job *j, const int dtype, const int grouped, int64_t band, int64_t b, vf *acc) {
+    const int64_t rows = j->m->rows - band * TALL < TALL ? j->m->rows - band * TALL : TALL;
+    float value[TALL];
+    for (int q = 0; q < PARTS; q++) store(value + q * VL, acc[q]);
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t row = band * TALL + i;
+        put(j, b, row, dtype == SECATEUR_I8 && !grouped ? value[i] * scale_at(j, row, 0) : value[i]);
+    }
+}
+
+/* Two bands (far apart in memory, so that two streams come in), NB columns of x. */
+INLINE void tile_bands(const job *j, const int dtype, const int grouped, const int NB, const int64_t *band,
+                       const int64_t *count, uint32_t *const *at, int64_t b0) {
+    const int64_t bytes = TALL * entry_bytes(dtype);
+    const int U = NB == 1 ? 4 : NB == 2 ? 2 : 1;
+    const char *p[2];
+    vf acc[2][4][MOST_COLUMNS][PARTS];
+    const int64_t most = count[0] > count[1] ? count[0] : count[1];
+    for (int r = 0; r < 2; r++) {
+        p[r] = (const char *)j->m->values + j->m->offsets[band[r]] * bytes;
+        for (int u = 0; u < U; u++)
+            for (int b = 0; b < NB; b++)
+                for (int q = 0; q < PARTS; q++) acc[r][u][b][q] = all(0);
+    }
+    for (int64_t i = 0; i < most; i += U) {
+#pragma GCC unroll 2
+        for (int r = 0; r < 2; r++) {
+#pragma GCC unroll 4
+            for (int u = 0; u < U; u++, p[r] += bytes) {
+                if (i + u >= count[r]) break;
+                __builtin_prefetch(p[r] + AHEAD);
+                add_tile(j, dtype, grouped, NB, band[r], at[r][i + u], p[r], b0, acc[r][u]);
+            }
+        }
+    }
+    for (int r = 0; r < 2; r++) {
+        for (int b = 0; b < NB; b++) {
+            for (int q = 0; q < PARTS; q++) {
+                if (U > 1) acc[r][0][b][q] += acc[r][1][b][q];
+                if (U > 2) acc[r][0][b][q] += acc[r][2][b][q] + acc[r][3][b][q];
+            }
+            put_band(j, dtype, grouped, band[r], b0 + b, acc[r][0][b]);
+        }
+    }
+}
+
+INLINE void tile_range(const job *j, const int dtype, const int grouped, int64_t first, int64_t last, char *scratch) {
+    const int64_t half = (last - first + 1) / 2;
+    uint32_t *at[2] = {(uint32_t *)scratch, (uint32_t *)(scratch + j->scratch_bytes / 2)};
+    for (int64_t i = first; i < first + half; i++) {
+        const int64_t band[2] = {i, i + half < last ? i + half : i};
+        const int64_t count[2] = {list_columns(j, band[0], at[0]), list_columns(j, band[1], at[1])};
+        int64_t b = 0;
+        for (; j->batch - b >= MOST_COLUMNS; b += MOST_COLUMNS)
+            tile_bands(j, dtype, grouped, MOST_COLUMNS, band, count, at, b);
+        if (MOST_COLUMNS > 4 && j->batch - b >= 4) {
+            tile_bands(j, dtype, grouped, MOST_COLUMNS > 4 ? 4 : 1, band, count, at, b);
+            b += 4;
+        }
+        for (; j->batch - b >= 1; b += 1) tile_bands(j, dtype, grouped, 1, band, count, at, b);
+    }
+}
+
+#define TILE_FUNCTION(dtype, grouped)                                                     \
+    ALONE tile_##dtype##_##grouped(ARGUMENTS) {                                           \
+        tile_range(j, SECATEUR_##dtype, grouped, first, last, scratch);                   \
+    }
+TILE_FUNCTION(F32, 0)
+TILE_FUNCTION(BF16, 0)
+TILE_FUNCTION(I8, 0)
+TILE_FUNCTION(I8, 1)
+
+void PATH(secateur_tile16)(ARGUMENTS) {
+    if (j->m->dtype == SECATEUR_F32) tile_F32_0(j, first, last, scratch);
+    else if (j->m->dtype == SECATEUR_BF16) tile_BF16_0(j, first, last, scratch);
+    else if (j->m->group) tile_I8_1(j, first, last, scratch);
+    else tile_I8_0(j, first, last, scratch);
+}

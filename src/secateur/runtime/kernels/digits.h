@@ -1,0 +1,139 @@
+/* WAY_DIGITS: whole-number weights, one column of x, in integers.  x becomes whole numbers of 31 bits where that is as
+ * good as float32 (prepare.h), split in four signed digits of 8 bits; VPDPBUSD multiplies a digit of 64 columns at once,
+ * and the sums are exact, so that their order does not matter.
+ *
+ * VPDPBUSD takes one side unsigned: the weights, plus 128 (128 alone where cut); 128 times the sum of x's digits is what
+ * the sums start from, with a minus (job.bias).
+ */
+#ifndef SECATEUR_DIGITS_H
+#define SECATEUR_DIGITS_H
+
+#include "dot.h"
+
+#if SECATEUR_PATH == 2
+
+INLINE void digits_rows(const job *j, const int kind, const int64_t *row, char *scratch) {
+    const __m512i offset = _mm512_set1_epi8(-128);
+    const int64_t n = j->m->n, full = j->m->cols / CHUNK;
+    const char *p[ROWS];
+    const uint8_t *mask[ROWS];
+    __m512i acc[ROWS][DIGITS];
+    char tail[ROWS][CHUNK];
+    const int8_t *x = j->digits;
+    for (int r = 0; r < ROWS; r++) {
+        p[r] = row_values(j, kind, SECATEUR_I8, row[r], scratch + r * (j->scratch_bytes / ROWS));
+        mask[r] = kind == SECATEUR_DENSE ? 0 : j->m->mask + row[r] * j->mask_stride;
+        for (int d = 0; d < DIGITS; d++) acc[r][d] = _mm512_loadu_si512(j->bias[d]);
+    }
+    for (int64_t c = 0; c < j->chunks; c++, x += DIGITS * CHUNK) {
+        __m512i digit[DIGITS];
+#pragma GCC unroll 4
+        for (int d = 0; d < DIGITS; d++) digit[d] = _mm512_loadu_si512(x + d * CHUNK);
+#pragma GCC unroll 2
+        for (int r = 0; r < ROWS; r++) {
+            if (kind == SECATEUR_DENSE && __builtin_expect(c == full, 0)) {
+                memset(tail[r], 0, sizeof tail[r]);
+                memcpy(tail[r], p[r], (size_t)(j->m->cols - c * CHUNK));
+                p[r] = tail[r];
+            }
+            __m512i w = _mm512_xor_si512(_mm512_loadu_si512(p[r]), offset);
+            __builtin_prefetch(p[r] + AHEAD);
+            if (kind == SECATEUR_DENSE) {
+                p[r] += CHUNK;
+            } else {
+                const uint64_t bits = mask64(j, kind, mask[r], c);
+                if ((c & 7) == 0) __builtin_prefetch(mask[r] + c * (kind == SECATEUR_TILE4 ? 2 : 8) + AHEAD / 4);
+                w = _mm512_mask_expand_epi8(offset, bits, w);
+                p[r] += kind == SECATEUR_NM ? 16 * n : __builtin_popcountll(bits);
+            }
+#pragma GCC unroll 4
+            for (int d = 0; d < DIGITS; d++) acc[r][d] = _mm512_dpbusd_epi32(acc[r][d], w, digit[d]);
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[r][0], acc[r][1]), _mm512_unpackhi_epi32(acc[r][0], acc[r][1]));
+        __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[r][2], acc[r][3]), _mm512_unpackhi_epi32(acc[r][2], acc[r][3]));
+        a = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+        const __m256i h = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+        int32_t s[4];
+        _mm_storeu_si128((__m128i *)s, _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1)));
+        const int64_t total = (((int64_t)s[3] * 256 + s[2]) * 256 + s[1]) * 256 + s[0];
+        put(j, 0, row[r], (float)((double)total * j->unit * scale_at(j, row[r], 0)));
+    }
+}
+
+INLINE void digits_range(const job *j, const int kind, int64_t first, int64_t last, char *scratch) {
+    const int64_t half = (last - first + 1) / 2;
+    for (int64_t i = first; i < first + half; i++) {
+        const int64_t row[ROWS] = {i, i + half < last ? i + half : i};
+        digits_rows(j, kind, row, scratch);
+    }
+}
+
+/* int4 in groups: 128 columns at a time, the even ones in the low halves of 64 bytes.  A group's sums for the two upper
+ * and the two lower digits are put together (weights 0 to 15: they fit 32 bits), 8 times x's digits taken off
+ * (job.offsets), made floats and scaled.
+ */
+INLINE void digits4_rows(const job *j, const int64_t *row, char *scratch) {
+    const __m512i low = _mm512_set1_epi8(15);
+    const int64_t wide = j->m->cols / 128, groups = j->m->group >= 128 ? 1 : 128 / j->m->group;
+    const int shift = j->group_shift - 2;
+    const int wide_scales = j->m->scale_dtype == SECATEUR_F32;
+    /* which of up to 4 scales a lane of 8 columns takes */
+    const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const __m512i pick = groups == 4 ? lane : groups == 2 ? _mm512_srli_epi32(lane, 1) : _mm512_setzero_si512();
+    const char *p[ROWS], *scales[ROWS];
+    __m512 acc[ROWS];
+    char tail[ROWS][CHUNK];
+    for (int r = 0; r < ROWS; r++) {
+        p[r] = row_values(j, SECATEUR_DENSE, SECATEUR_I4, row[r], scratch + r * (j->scratch_bytes / ROWS));
+        scales[r] = (const char *)j->m->scales + row[r] * j->groups * (wide_scales ? 4 : 2);
+        acc[r] = _mm512_setzero_ps();
+    }
+    const int8_t *x = j->digits;
+    const int32_t *offset = j->offsets;
+    for (int64_t c = 0; c * 128 < j->m->cols; c++, x += 2 * DIGITS * CHUNK, offset += 32) {
+        const int64_t at = shift >= 0 ? c >> shift : c * groups;
+#pragma GCC unroll 2
+        for (int r = 0; r < ROWS; r++) {
+            float s[4] = {0, 0, 0, 0};
+            for (int64_t g = 0; g < groups && at + g < j->groups; g++)
+                s[g] = load_either(scales[r], j->m->scale_dtype, at + g);
+            const __m512 scale = groups == 1 ? _mm512_set1_ps(s[0])
+                                             : _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_loadu_ps(s)));
+            if (__builtin_expect(c == wide, 0)) {
+                memset(tail[r], 0x88, sizeof tail[r]);
+                memcpy(tail[r], p[r], (size_t)(j->m->cols - c * 128) / 2);
+                p[r] = tail[r];
+            }
+            const __m512i v = _mm512_loadu_si512(p[r]);
+            __builtin_prefetch(p[r] + AHEAD);
+            p[r] += CHUNK;
+            const __m512i even = _mm512_and_si512(v, low), odd = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) { /* the lower two digits, the upper two */
+                const int8_t *digit = x + half * 4 * CHUNK;
+                __m512i t = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(digit + 2 * CHUNK));
+                t = _mm512_dpbusd_epi32(t, odd, _mm512_loadu_si512(digit + 3 * CHUNK));
+                t = _mm512_slli_epi32(t, 8);
+                t = _mm512_dpbusd_epi32(t, even, _mm512_loadu_si512(digit));
+                t = _mm512_dpbusd_epi32(t, odd, _mm512_loadu_si512(digit + CHUNK));
+                t = _mm512_sub_epi32(t, _mm512_loadu_si512(offset + 16 * half));
+                const __m512 step = half ? _mm512_mul_ps(scale, _mm512_set1_ps(65536)) : scale;
+                acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t), step, acc[r]);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; r++) put(j, 0, row[r], (float)((double)sum((vf)acc[r]) * j->unit));
+}
+
+INLINE void digits4_range(const job *j, int64_t first, int64_t last, char *scratch) {
+    const int64_t half = (last - first + 1) / 2;
+    for (int64_t i = first; i < first + half; i++) {
+        const int64_t row[ROWS] = {i, i + half < last ? i + half : i};
+        digits4_rows(j, row, scratch);
+    }
+}
+
+#endif
+#endif

@@ -1,0 +1,143 @@
+/* What the sources of this folder share: the job that is handed to the threads, and how a row is found. */
+#ifndef SECATEUR_INTERNAL_H
+#define SECATEUR_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "secateur.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define SLAB 64       /* columns of x that one pass takes at most */
+#define CHUNK 64      /* columns of W that one step takes */
+#define OVERREAD 64   /* bytes that a vector load may reach past a row's last value */
+#define DIGITS 4      /* of 8 bits, that an entry of x has in WAY_DIGITS */
+#define AHEAD 1024    /* bytes of values that are asked for before they are needed */
+
+/* How a slab of x is multiplied.  prepare.h chooses; x is laid out for it. */
+enum {
+    WAY_ONE,     /* scalar, one column of x */
+    WAY_DOT,     /* rows of W expanded in registers, dot products with a few columns of x */
+    WAY_DIGITS,  /* the same for int8 and one column, in integers */
+    WAY_MANY,    /* entry times a row of the transposed x, for many columns */
+    WAY_TILE,    /* tiles of 16 rows */
+};
+
+typedef struct {
+    const secateur_matrix *m;
+    const char *values_end;
+    int64_t mask_stride;  /* bytes of mask a row (or band) */
+    int64_t chunks;       /* ceil(cols / CHUNK) */
+    int64_t groups;       /* scales a row */
+    int group_shift;      /* 32 << group_shift columns share a scale */
+    int64_t batch;        /* columns of x in this slab, 1 .. SLAB */
+    int64_t lanes;        /* WAY_MANY, WAY_TILE: batch padded; x is [chunks * CHUNK, lanes] */
+    int64_t pairs;        /* WAY_DOT: x is laid out even columns, odd columns, this many at a time (0: as it is) */
+    int way;
+    double unit;          /* WAY_DIGITS: value of the lowest digit's 1 */
+    float *x;             /* as `way` wants it, 64-byte aligned */
+    int8_t *digits;       /* [chunks, DIGITS, CHUNK]; int4: [ceil(cols / 128), DIGITS, 2, CHUNK] */
+    int32_t bias[4][16];  /* what the digits' sums start from */
+    int32_t *offsets;     /* int4: [ceil(cols / 128), 2, 16], what a group's sums are too large by */
+    char *scratch;        /* per part of the work: scratch_bytes */
+    int64_t scratch_bytes;
+    void *y;              /* row 0 of this slab */
+    int64_t y_dtype;
+} job;
+
+typedef struct {
+    int64_t slab;                                     /* columns of x a pass takes at most */
+    void (*prepare)(job *, const void *x, int64_t x_dtype);
+    void (*run[SECATEUR_KINDS])(const job *, int64_t first, int64_t last, char *scratch);
+} path_table;
+
+extern const path_table secateur_table_portable, secateur_table_avx2, secateur_table_avx512;
+
+/* Work split in parts 0 .. parts-1, each done once, by at most `threads` threads. */
+typedef void (*part_function)(void *context, int64_t part);
+void secateur_parallel(part_function function, void *context, int64_t parts, int64_t threads);
+
+INLINE float from_bf16(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+INLINE uint16_t to_bf16(float value) { /* to the nearest, ties to even; NaN stays NaN */
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE float load_either(const void *base, int64_t dtype, int64_t i) {
+    return dtype == SECATEUR_F32 ? ((const float *)base)[i] : from_bf16(((const uint16_t *)base)[i]);
+}
+
+/* y[b, row] = value + bias[row] */
+INLINE void put(const job *j, int64_t b, int64_t row, float value) {
+    if (j->m->bias) value += j->m->bias[row];
+    if (j->y_dtype == SECATEUR_F32)
+        ((float *)j->y)[b * j->m->rows + row] = value;
+    else
+        ((uint16_t *)j->y)[b * j->m->rows + row] = to_bf16(value);
+}
+
+INLINE int64_t entry_bytes(int64_t dtype) {
+    return dtype == SECATEUR_F32 ? 4 : dtype == SECATEUR_BF16 ? 2 : 1;
+}
+
+/* Bytes of values in front of a row. */
+INLINE int64_t row_start(const secateur_matrix *m, int kind, int dtype, int64_t row) {
+    if (dtype == SECATEUR_I4) return row * (m->cols / 2);
+    const int64_t entries = kind == SECATEUR_DENSE ? row * m->cols
+                            : kind == SECATEUR_NM  ? row * (m->cols / 4 * m->n)
+                            : row >= m->rows       ? m->count
+                                                   : m->offsets[row];
+    return entries * (kind == SECATEUR_TILE4 ? 4 : 1) * entry_bytes(dtype);
+}
+
+/* The scale of a row's 32 columns from 32 * half on. */
+INLINE float scale_at(const job *j, int64_t row, int64_t half) {
+    return load_either(j->m->scales, j->m->scale_dtype, row * j->groups + (half >> j->group_shift));
+}
+
+/* 16 bits of tiles to 64 bits of entries. */
+INLINE uint64_t spread4(uint64_t tiles) {
+#ifdef __BMI2__
+    return __builtin_ia32_pdep_di(tiles, 0x1111111111111111ull) * 15;
+#else
+    uint64_t bits = tiles & 0xffff;
+    bits = (bits | bits << 24) & 0x000000ff000000ffull;
+    bits = (bits | bits << 12) & 0x000f000f000f000full;
+    bits = (bits | bits << 6) & 0x0303030303030303ull;
+    bits = (bits | bits << 3) & 0x1111111111111111ull;
+    return bits * 15;
+#endif
+}
+
+/* The bits of 64 columns from 64 * chunk on; past the last column there are none.  `row` is the row's mask. */
+INLINE uint64_t mask64(const job *j, int kind, const uint8_t *row, int64_t chunk) {
+    const int64_t left = j->m->cols - chunk * CHUNK;
+    uint64_t bits = 0;
+    if (kind == SECATEUR_DENSE) return left >= CHUNK ? ~0ull : (1ull << left) - 1;
+    if (kind == SECATEUR_TILE4) {
+        if (__builtin_expect(left >= CHUNK, 1)) {
+            uint16_t tiles;
+            memcpy(&tiles, row + chunk * 2, 2);
+            return spread4(tiles);
+        }
+        memcpy(&bits, row + chunk * 2, (size_t)((left / 4 + 7) / 8));
+        return spread4(bits & ((1ull << left / 4) - 1));
+    }
+    if (__builtin_expect(left >= CHUNK, 1)) {
+        memcpy(&bits, row + chunk * 8, 8);
+        return bits;
+    }
+    memcpy(&bits, row + chunk * 8, (size_t)((left + 7) / 8));
+    return bits & ((1ull << left) - 1);
+}
+
+#endif

@@ -1,0 +1,153 @@
+"""The compiled library: found, chosen by an environment variable, missed with one notice, and safe in its memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from secateur.errors import BadInput
+from secateur.runtime import library
+
+ROOT = Path(__file__).resolve().parents[2]
+HAVE = library._open()[0] is not None
+needs_kernels = pytest.mark.skipif(not HAVE, reason="secateur was installed without a C compiler")
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """As a process starts: nothing loaded, the variable not set. Afterwards the best path again."""
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    library.load.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    library.load.cache_clear()
+    if HAVE:
+        library.use(library.features()["paths"][-1])
+
+
+@needs_kernels
+@pytest.mark.parametrize("path", library.PATHS)
+def test_the_variable_takes_a_path_or_says_that_there_is_none(fresh: pytest.MonkeyPatch, path: str) -> None:
+    available = library.features()["paths"]
+    library.load.cache_clear()
+    fresh.setenv(library.VARIABLE, path)
+    if path in available:
+        assert library.features()["path"] == path
+    else:
+        with pytest.raises(
+            BadInput, match=f"{path} is more than this processor has; its best is {available[-1]}"
+        ):
+            library.features()
+
+
+def test_the_variable_can_ask_for_torch_and_then_there_is_no_notice() -> None:
+    code = "from secateur.runtime import library; print(library.load(), library.features()['path'])"
+    environment = {**os.environ, library.VARIABLE: "torch", "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.stdout + done.stderr).strip() == "None torch"
+
+
+def test_a_variable_that_is_no_path_is_one_line(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv(library.VARIABLE, "avx")
+    with pytest.raises(BadInput, match="'avx' is no SECATEUR_KERNELS; did you mean 'avx2'") as caught:
+        library.load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_library_is_noticed_once(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(library, "FILE", "no-such-file.so")
+    with pytest.warns(library.KernelsMissing, match=r"no compiled kernels \(not built") as seen:
+        assert [library.load() for _ in range(3)] == [None] * 3
+        assert library.features()["path"] == "torch" and library.features()["paths"] == []
+    assert len(seen) == 1
+    with pytest.raises(BadInput, match="no compiled kernels to take avx2 in"):
+        library.use("avx2")
+
+
+def test_a_file_that_is_no_library_is_a_notice_too(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / library.FILE).write_bytes(b"not a library")
+    fresh.setattr("secateur.runtime.__path__", [str(tmp_path)])
+    with pytest.warns(library.KernelsMissing, match="no compiled kernels"):
+        assert library.load() is None
+
+
+@needs_kernels
+def test_the_newest_of_two_libraries_is_taken(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import secateur.runtime
+
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / library.FILE).write_bytes(b"old, and damaged")
+    fresh.setattr(secateur.runtime, "__path__", [str(tmp_path), *secateur.runtime.__path__])
+    os.utime(tmp_path / "kernels" / library.FILE, (0, 0))
+    assert library._open()[0] is not None
+    os.utime(tmp_path / "kernels" / library.FILE, (4e9, 4e9))
+    assert library._open()[0] is None
+
+
+@needs_kernels
+def test_a_library_built_from_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "ABI", -1)
+    found, why = library._open()
+    assert found is None and "was built from other sources" in why
+
+
+@needs_kernels
+def test_features_say_what_runs_here() -> None:
+    known = library.features()
+    assert known["path"] in known["paths"] and known["paths"] == list(library.PATHS[: len(known["paths"])])
+    assert known["threads"] == torch.get_num_threads()
+    assert known["pool"] == ("OpenMP of torch" if library.openmp() else "own")
+    with pytest.raises(BadInput, match="'sse' is no path"):
+        library.use("sse")
+
+
+@needs_kernels
+def test_memory_is_read_at_a_measurable_speed() -> None:
+    assert 0.2e9 < library.bandwidth(megabytes=16, repeats=2) < 2e12
+
+
+@needs_kernels
+def test_the_notice_does_not_come_where_the_kernels_are() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert library.load() is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_a_driver_under_the_sanitizers_finds_nothing(tmp_path: Path, sanitizer: str) -> None:
+    """Every family, path and tail on memory of exactly its size, built by the package's own CMakeLists.txt."""
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+    if cmake is None or shutil.which(os.environ.get("CC", "cc")) is None:
+        pytest.skip("no cmake or no C compiler here")
+    # -O1: checks are many and the compiler slow; frame pointers so that a report names its lines
+    flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1"
+    driver = ROOT / "tests" / "runtime" / "sanitize.c"
+    for command in (
+        [
+            cmake,
+            "-S",
+            str(ROOT),
+            "-B",
+            str(tmp_path),
+            f"-DSECATEUR_FLAGS={flags}",
+            f"-DSECATEUR_DRIVER={driver}",
+        ],
+        [cmake, "--build", str(tmp_path), "--parallel", "2", "--target", "secateur_driver"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "cannot find" in done.stderr + done.stdout and "san" in done.stderr + done.stdout:
+            pytest.skip(f"the compiler has no {sanitizer} sanitizer")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = subprocess.run([str(tmp_path / "secateur_driver")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.strip().endswith("products, all as they should be")
