@@ -22,7 +22,7 @@ def ids() -> torch.Tensor:
 def test_every_public_name_is_there():
     for name in secateur.__all__:
         assert getattr(secateur, name) is not None
-    assert len(secateur.__all__) <= 14 and set(secateur.__all__) <= set(dir(secateur))
+    assert len(secateur.__all__) <= 15 and set(secateur.__all__) <= set(dir(secateur))
     assert secateur.Wanda(sparsity=0.5) == secateur.make("wanda", sparsity=0.5)
     with pytest.raises(AttributeError, match="wnada"):
         secateur.wnada  # noqa: B018

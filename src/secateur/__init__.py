@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Plan",
     "Terms",
+    "accelerate",
     "apply",
     "check_method",
     "compare",
@@ -40,10 +41,12 @@ if TYPE_CHECKING:
     from secateur.check import check_method
     from secateur.core.plan import Plan
     from secateur.registry import make
+    from secateur.runtime.accelerate import accelerate
     from secateur.training import train
 
 _WHERE = {
     "Plan": "secateur.core.plan",
+    "accelerate": "secateur.runtime.accelerate",
     "make": "secateur.registry",
     "check_method": "secateur.check",
     "train": "secateur.training",

@@ -28,6 +28,12 @@ def arguments(parser: Parser, words: list[str]) -> argparse.Namespace:
         flags.walk_flags(parser)
         flags.model_flags(parser)
         flags.output_flags(parser)
+        group = parser.add_argument_group("speed")
+        group.add_argument(
+            "--measure",
+            action="store_true",
+            help="forecast the cut model's speed here, and measure it packed",
+        )
         group = parser.add_argument_group("streaming")
         group.add_argument(
             "--stream", action="store_true", help="folder to folder, one block in memory at a time"
@@ -65,20 +71,40 @@ def run(args: argparse.Namespace) -> int:
             **flags.walk_of(args),
         )
         first = workers.rank() == 0
+        found = measured(result, listen) if first and args.measure else None
     if first:
-        tell(result, args)
+        tell(result, args, found)
     return 0
 
 
-def tell(result: Result, args: argparse.Namespace) -> None:
-    """What was cut, in a few lines or as JSON."""
+def measured(result: Result, listen: Any) -> Any:
+    """The cut model's speed, forecast and measured (runtime/beside.py); or in words why there is none."""
+    from secateur.engine.events import Event
+    from secateur.errors import BadInput, Unsupported
+    from secateur.io import hub
+    from secateur.runtime.beside import beside
+
+    model = result.model
+    if model is None and result.folder is not None:
+        model = hub.load_folder(result.folder)
+    if model is None:
+        return "nothing was cut"
+    try:
+        return beside(model.eval(), report=lambda done, of, what: listen(Event("measure", done, of, what)))
+    except (Unsupported, BadInput) as error:  # the cut is done, and stays
+        return str(error)
+
+
+def tell(result: Result, args: argparse.Namespace, found: Any = None) -> None:
+    """What was cut, in a few lines or as JSON; `found` is what `measured` gave."""
     from secateur.evaluate.size import folder_bytes
     from secateur.report.words import duration, size
 
     plan, folder = result.plan, result.folder
     held = folder_bytes(folder) if folder else 0
     if args.json:
-        say(as_json(summary(result, held)))
+        told = {"speed": found if isinstance(found, str) else found.as_dict()} if found else {}
+        say(as_json({**summary(result, held), **told}))
         return
     units = sum(prod(kept.shape) for kept in plan.sites.values())
     changed = result.model is not None or folder is not None  # a plan alone has changed nothing
@@ -89,6 +115,8 @@ def tell(result: Result, args: argparse.Namespace) -> None:
     ]
     if folder:
         lines.append(f"{folder}  {size(held)}")
+    if found:
+        lines.append(f"note: not measured: {found}" if isinstance(found, str) else found.line)
     say("\n".join(lines), args.quiet)
 
 

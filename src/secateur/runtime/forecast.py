@@ -1,0 +1,398 @@
+"""What cutting or rounding a model would gain on this machine, before anything is cut: bytes, tokens a second, prompt.
+
+    seconds of a token = what is not weights + sum over the linear layers of a kernel's seconds for that shape
+
+Both are measured here and now. The kernels run on random weights of the model's own shapes (at most LIMIT entries of
+one, its time scaled by its rows), on copies that do not fit in the cache. What is not weights (attention, norms, the
+choice of a token, Python) is the model's own loop with its linear layers replaced by stubs that give back zeros. A stub
+reads memory as int8 weights would, or all the rest would find its data and code in the cache, where weights do
+not leave them; the seconds of that reading are taken off. Nothing is said about quality.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.select import NM
+from secateur.errors import Unsupported
+from secateur.runtime import choice, library
+from secateur.runtime.accelerate import model_bytes
+from secateur.runtime.linear import VALUES, PackedLinear, bytes_of, packed_as
+from secateur.runtime.pace import pace
+from secateur.runtime.ways import Target, group_of, targets
+from secateur.sites.find import find_blocks
+
+LIMIT = 4 << 20  # entries of a probe's matrix
+SPAN = 2 << 20  # bytes that a stub reads at most: all of a core's own cache
+LEAST, MOST, SECONDS = 4, 200, 0.4  # turns of a probe: few where they are slow
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to make a model smaller: layout of the cut layers, values of all linear layers, fraction cut; layers that
+    are not cut are `dense` in these values, or stay in `torch` as they are."""
+
+    name: str
+    kind: str
+    values: str
+    sparsity: float = 0.0
+    channels: float = 0.0
+    uncut: str = "dense"
+
+    @property
+    def plain(self) -> bool:
+        return self.sparsity == self.channels == 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Linear layers of one shape: how many, whether cut, which side is an MLP's inner width; the head is `last`."""
+
+    rows: int
+    columns: int
+    count: int
+    cut: bool
+    inner: str
+    tied: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A forecast: bytes of the whole model, seconds of a token and of the prompt, and by what share they may be off."""
+
+    name: str
+    plain: bool
+    bytes: int
+    token: float
+    prompt: float
+    spread: float
+
+    @property
+    def rate(self) -> float:
+        return 1 / self.token
+
+
+@dataclass
+class Forecast:
+    """`rows`, the first as the model is; `other`: seconds of a token and a prompt that are not weights."""
+
+    rows: list[Row]
+    other: tuple[float, float]
+    bandwidth: float
+    threads: int
+    length: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """For each cut, whether plain rounding of at most the same bytes would be as fast."""
+        return verdicts(self.rows)
+
+
+def forecast(
+    model: nn.Module,
+    *,
+    prompt: int = 128,
+    chosen: Sequence[Case] | None = None,
+    cut: Collection[str] | None = None,
+    report: Report | None = None,
+) -> Forecast:
+    """Forecast every case for a causal language model in evaluation mode, which is left as it was.
+
+    Args:
+        prompt: tokens of the prompt; also how far back attention looks.
+        chosen: the cases; None: `cases`.   cut: names of the layers that are cut; None: all of the blocks.
+        report: called with (done, of, what).
+
+    Raises:
+        Unsupported: no language model with a cache, no kernels.   BadInput: a model in training mode.
+    """
+    start = time.perf_counter()
+    told = report or (lambda done, of, what: None)
+    if library.load() is None:
+        raise Unsupported("no compiled kernels to probe", where="forecast", fix="install with a C compiler")
+    found, notes = targets(model)
+    if not found:
+        raise Unsupported("no Linear or Conv1D to cut", where=type(model).__name__)
+    layers = layers_of(model, found, cut)
+    dtype = found[0].weight.dtype
+    chosen = cases(str(dtype).removeprefix("torch.")) if chosen is None else chosen
+    told(0, len(chosen) + 1, "stubs")
+    with stubs(found) as traffic:
+        other = pace(model, prompt=prompt, count=24, clock=traffic.clock)
+    base = model_bytes(model) - sum(
+        layer.count * layer.rows * layer.columns * dtype.itemsize for layer in layers if not layer.tied
+    )
+    rows = []
+    for at, case in enumerate(chosen):
+        told(at + 1, len(chosen) + 1, case.name)
+        why = misfit(case, layers)
+        if why:
+            notes.append(f"{case.name} is left out: {why}")
+            continue
+        rows.append(_row(case, layers, dtype, base, (other.token, other.prompt), other.length))
+    speed = library.bandwidth(64, 3)
+    return Forecast(
+        rows,
+        (other.token, other.prompt),
+        speed,
+        torch.get_num_threads(),
+        other.length,
+        time.perf_counter() - start,
+        notes,
+    )
+
+
+def cases(dtype: str) -> list[Case]:
+    """As the model is first, then plain rounding, then cuts."""
+    plain = [Case(f"dense {dtype}, torch", "torch", dtype)]
+    if dtype != "bfloat16":
+        plain.append(Case("dense bfloat16", "dense", "bfloat16"))
+    plain += [Case("dense int8", "dense", "int8"), Case("dense int4", "dense", "int4")]
+    cut = [Case("50% bfloat16", "bitmask", "bfloat16", 0.5), Case("50% int8", "bitmask", "int8", 0.5)]
+    if dtype == "float32":
+        cut.insert(0, Case("50% float32", "bitmask", "float32", 0.5))
+    return [
+        *plain,
+        *cut,
+        Case("2:4 bfloat16", "2:4", "bfloat16", 0.5),
+        Case("2:4 int8", "2:4", "int8", 0.5),
+        Case("70% int8", "bitmask", "int8", 0.7),
+        Case("70% 16x1 int8", "16x1", "int8", 0.7),
+        Case("30% channels bfloat16", "dense", "bfloat16", channels=0.3),
+        Case("30% channels int8", "dense", "int8", channels=0.3),
+    ]
+
+
+def layers_of(model: nn.Module, found: list[Target], cut_ones: Collection[str] | None = None) -> list[Layer]:
+    """The linear layers by shape; of the blocks those are cut that may be (or `cut_ones`), the head is not."""
+    sites = cut_ones
+    if sites is None:
+        sites = {site.name for block in find_blocks(model) for site in block.sites}
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    counts: dict[tuple[Any, ...], int] = {}
+    for target in found:
+        rows, columns = target.weight.shape
+        cut = target.name in sites
+        side = (
+            ""
+            if not cut or rows == columns
+            else "rows"
+            if rows == inner
+            else "columns"
+            if columns == inner
+            else ""
+        )
+        key = (rows, columns, cut, side, target.tied, target.module is head)
+        counts[key] = counts.get(key, 0) + len(target.places)
+    return [
+        Layer(rows, columns, count, cut, side, tied, last)
+        for (rows, columns, cut, side, tied, last), count in counts.items()
+    ]
+
+
+def misfit(case: Case, layers: list[Layer]) -> str:
+    """Why a case does not go with these shapes."""
+    group = group_of(case.values, None)
+    for layer in layers:
+        columns = layer.columns
+        if group and columns % group:
+            return f"groups of {group} do not divide {columns} columns"
+        if layer.cut and case.kind in ("1:4", "2:4", "3:4", "1x4") and columns % 4:
+            return f"{columns} columns do not come in fours"
+    if case.channels and not any(layer.inner for layer in layers):
+        return "no MLP with an inner width was found"
+    return ""
+
+
+def _row(
+    case: Case, layers: list[Layer], dtype: torch.dtype, base: int, other: tuple[float, float], length: int
+) -> Row:
+    token, prompt = other
+    size, unsure = base, 0.0
+    for layer, probe in zip(layers, _probes(case, layers, dtype, length), strict=True):
+        if not (layer.tied and dtype == VALUES[case.values]):  # else the embedding's memory serves both
+            size += layer.count * probe.bytes
+        token += layer.count * probe.token
+        prompt += layer.count * probe.prompt
+        unsure += layer.count * probe.spread * probe.token
+    return Row(case.name, case.plain, size, token, prompt, unsure / token)
+
+
+@dataclass(frozen=True)
+class Probe:
+    bytes: int
+    token: float
+    prompt: float
+    spread: float
+
+
+def _probes(case: Case, layers: list[Layer], dtype: torch.dtype, length: int) -> list[Probe]:
+    """Seconds of one layer of each shape, for a row and for a prompt of x; by the share of its rows that is probed."""
+    made, sizes, shares = [], [], []
+    for layer in layers:
+        rows, columns = layer.rows, layer.columns
+        if case.channels and layer.inner == "rows":
+            rows = round(rows * (1 - case.channels) / 16) * 16
+        if case.channels and layer.inner == "columns":
+            columns = round(columns * (1 - case.channels) / 32) * 32
+        probed = rows if rows * columns <= LIMIT else max(16, LIMIT // columns // 16 * 16)
+        module, size = _module(case, layer, probed, columns, dtype)
+        made.append((module, columns))
+        sizes.append(size)
+        shares.append(rows / probed)
+    one = _seconds(made, [1] * len(layers), dtype)
+    many = _seconds(made, [1 if layer.last else length for layer in layers], dtype)
+    return [
+        Probe(round(size * share), share * low[0], share * high[0], low[1])
+        for size, share, low, high in zip(sizes, shares, one, many, strict=True)
+    ]
+
+
+def _module(case: Case, layer: Layer, rows: int, columns: int, dtype: torch.dtype) -> tuple[nn.Module, int]:
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(rows, columns, generator=generator)
+    kind = case.kind if case.kind == "torch" or (layer.cut and case.sparsity) else case.uncut
+    if kind == "torch":
+        made = nn.Linear(columns, rows, bias=False).requires_grad_(False)
+        made.weight.data = weight.to(dtype)
+        return made.eval(), made.weight.nbytes
+    mask = _mask(kind, weight, case.sparsity)
+    packed = packed_as(weight, mask, kind=kind, values=case.values, group=group_of(case.values, None))
+    return PackedLinear(packed), packed.bytes
+
+
+def _mask(kind: str, weight: Tensor, sparsity: float) -> Tensor | None:
+    if kind == "dense":
+        return None
+    if ":" in kind:
+        return NM(int(kind[0]), 4).select(weight.abs())
+    least = statistics.NormalDist().inv_cdf((1 + sparsity) / 2)  # below it lies this share of |x|
+    if kind == "16x1":
+        return (weight[: -(-len(weight) // 16)].abs() > least).repeat_interleave(16, 0)[: len(weight)]
+    if kind == "1x4":
+        return (weight[:, ::4].abs() > least).repeat_interleave(4, 1)
+    return weight.abs() > least
+
+
+def _seconds(
+    made: list[tuple[nn.Module, int]], rows: list[int], dtype: torch.dtype
+) -> list[tuple[float, float]]:
+    """Seconds of a call of each (module, columns), and how far apart the middle half of the calls lies.
+
+    They are called one after the other, as in a model, each call timed: the same one again and again would find its
+    code, its buffers and the branches it took still there. For one row, on copies that do not fit in the cache.
+    """
+    size = sum(bytes_of(module) for module, _ in made)
+    copies = min(choice.COLD // max(size, 1), choice.COPIES) if max(rows) == 1 else 0
+    sets = [[module for module, _ in made]]
+    sets += [[copy.deepcopy(module) for module, _ in made] for _ in range(copies)]
+    xs = [torch.randn(1, n, columns).to(dtype) for n, (_, columns) in zip(rows, made, strict=True)]
+    times: list[list[float]] = [[] for _ in made]
+    turns, start = itertools.cycle(sets), time.perf_counter()
+    with torch.inference_mode():
+        for at in itertools.count():
+            if at >= LEAST and (at >= MOST or time.perf_counter() - start > SECONDS):
+                break
+            for module, x, kept in zip(next(turns), xs, times, strict=True):
+                begun = time.perf_counter()
+                module.forward(x)
+                kept.append(time.perf_counter() - begun)
+    quarters = [statistics.quantiles(kept[1:], n=4) for kept in times]
+    return [(middle, (high - low) / middle) for low, middle, high in quarters]
+
+
+class Traffic:
+    """Reads of weights that nobody needs: through more memory than a cache holds, with their seconds counted."""
+
+    def __init__(self) -> None:
+        self.memory = torch.ones(choice.COLD >> 2)
+        self.at, self.seconds = 0, 0.0
+        self.library: Any = library.load()
+
+    def read(self, size: int) -> None:
+        """Pass on over the next `size` bytes; at the end from the start."""
+        start = time.perf_counter()
+        size = min(size, SPAN)  # in one thread: others have no part in what is not weights
+        self.at = self.at if self.at + size <= self.memory.nbytes else 0
+        if self.library is not None:
+            self.library.secateur_read(self.memory.data_ptr() + self.at, size, 1)
+        self.at += size // 64 * 64
+        self.seconds += time.perf_counter() - start
+
+    def clock(self) -> float:
+        """Seconds, but for those of reading."""
+        return time.perf_counter() - self.seconds
+
+
+class Stub(nn.Module):
+    """A linear layer that costs nothing but its traffic: zeros, made before."""
+
+    def __init__(self, target: Target, traffic: Traffic) -> None:
+        super().__init__()
+        rows, columns = target.weight.shape
+        self.in_features, self.out_features = columns, rows
+        self.row = torch.zeros(1, 1, rows, dtype=target.weight.dtype)
+        self.held: dict[tuple[int, ...], Tensor] = {}
+        self.traffic = traffic
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.traffic.read(self.in_features * self.out_features)
+        if x.numel() == self.in_features and x.dim() == 3:
+            return self.row
+        shape = (*x.shape[:-1], self.out_features)
+        if shape not in self.held:
+            self.held = {shape: self.row.new_zeros(shape)}
+        return self.held[shape]
+
+
+@contextmanager
+def stubs(found: list[Target]) -> Iterator[Traffic]:
+    """The model without its linear layers, while the block runs; gives what counts the reading."""
+    traffic = Traffic()
+    try:
+        for target in found:
+            stub = Stub(target, traffic)
+            for parent, name in target.places:
+                setattr(parent, name, stub)
+        yield traffic
+    finally:
+        for target in found:
+            for parent, name in target.places:
+                setattr(parent, name, target.module)
+
+
+def verdicts(rows: list[Row]) -> list[str]:
+    """One line a cut: beaten by plain rounding of at most 1.02 of its bytes, or by how much it is faster."""
+    lines = []
+    for row in (row for row in rows if not row.plain):
+        rivals = [r for r in rows if r.plain and r.bytes <= 1.02 * row.bytes]
+        best = min(rivals, key=lambda r: r.token, default=None)
+        if best is None:
+            lines.append(f"{row.name}: smaller than every plain rounding")
+        elif best.token <= row.token:
+            lines.append(
+                f"{row.name}: plain {best.name} is as small ({best.bytes / 1e6:.0f} of {row.bytes / 1e6:.0f} MB) "
+                f"and faster ({best.rate:.0f} against {row.rate:.0f} tokens a second)"
+            )
+        else:
+            lines.append(
+                f"{row.name}: {best.token / row.token:.2f}x the speed of {best.name}, the best plain rounding as small"
+            )
+    return lines
