@@ -123,6 +123,9 @@ def raced(*ways: tuple[str, float, float, int]) -> list[Raced]:
         # not by enough to be sure; larger than dense
         ([("a", 0.98, 0.98, 60)], ("dense", "dense"), ("a", "a")),
         ([("a", 0.5, 0.5, 130)], ("a", "a"), ("dense", "dense")),
+        # as large as dense: only where it is faster
+        ([("a", 0.5, 0.9, 100)], ("a", "a"), ("a", "a")),
+        ([("a", 1.1, 0.9, 100)], ("dense", "a"), ("dense", "dense")),
         # the second form must save a tenth, unless the first is slower than dense
         ([("a", 0.5, 0.9, 60), ("b", 0.6, 0.85, 60)], ("a", "a"), ("a", "a")),
         ([("a", 0.5, 0.9, 60), ("b", 0.6, 0.4, 60)], ("a", "b"), ("a", "a")),

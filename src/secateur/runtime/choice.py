@@ -5,7 +5,7 @@ compared with the dense product, then it and dense take turns on copies that do 
 share of dense's, so that what slows the machine slows both. Only one way is in memory at a time.
 
     speed    the fastest for a token; where it would be slower than dense for a prompt, a second form is held for that
-    memory   the fastest for a token of those that are smaller than dense, and nothing beside it
+    memory   the fastest for a token of those that are no larger than dense, and nothing beside it
 
 A way is taken for its speed only if it wins by MARGIN, more than what two turns of the same code differ by.
 """
@@ -33,7 +33,7 @@ from secateur.runtime import library
 from secateur.runtime.linear import bytes_of
 from secateur.runtime.ways import Pattern, Target, build, error_of, tolerance_of, ways_of
 
-VERSION = 1  # of this file's rules: another one makes every cached choice void
+VERSION = 2  # of this file's rules: another one makes every cached choice void
 AIMS = ("speed", "memory")
 MARGIN = 0.97  # of dense's time, at most
 SECOND = 0.9  # a second form is held if it saves a tenth, or if the first is slower than dense
@@ -135,8 +135,10 @@ def decide(raced: Sequence[Raced], aim: str) -> tuple[str, str]:
     dense = raced[0]
     usable = [r for r in raced[1:] if r.shares]
     if aim == "memory":
-        smaller = [r for r in usable if r.bytes < dense.bytes]
-        best = _best(smaller, 0, dense)
+        most = dense.bytes
+        best = _best(
+            [r for r in usable if r.bytes < most or (r.bytes == most and r.shares[0] < MARGIN)], 0, dense
+        )
         return best.way, best.way
     few = _best([r for r in usable if r.shares[0] < MARGIN], 0, dense)
     many = _best([r for r in usable if r.shares[-1] < MARGIN], -1, dense)
