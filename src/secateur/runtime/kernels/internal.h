@@ -13,7 +13,7 @@
 #define CHUNK 64      /* columns of W that one step takes */
 #define OVERREAD 64   /* bytes that a vector load may reach past a row's last value */
 #define DIGITS 4      /* of 8 bits, that an entry of x has in WAY_DIGITS */
-#define AHEAD 1024    /* bytes of values that are asked for before they are needed */
+#define AHEAD 2048    /* bytes of values that are asked for before they are needed */
 
 /* How a slab of x is multiplied.  prepare.h chooses; x is laid out for it. */
 enum {
