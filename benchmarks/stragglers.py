@@ -12,6 +12,7 @@ fine-tunings, and the path with layers cut: the straggler, as a control each oth
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -38,7 +40,6 @@ from secateur.evaluate.stragglers import (
     accuracy_and_loss,
     analyse,
     barrier,
-    rank_correlation,
     repaired,
 )
 from secateur.io.classifiers import load_classifier
@@ -202,6 +203,12 @@ def correlations(rows: Sequence[Row]) -> list[Row]:
         figures = {"within": statistics.fmean(taus), "least": min(taus), "most": max(taus)}
         out.append({"sharpness": key, **pooled, **figures})
     return out
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, float | None]:
+    """Spearman's rho and Kendall's tau-b; None where one of the two does not vary."""
+    found = {"spearman": stats.spearmanr(x, y).statistic, "kendall": stats.kendalltau(x, y).statistic}
+    return {name: None if math.isnan(value) else float(value) for name, value in found.items()}
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 from secateur import registry
 from secateur.apply.mask import apply as apply_mask
 from secateur.apply.undo import Undo
-from secateur.core.method import OneShot, one_shot
+from secateur.core.method import OneShot
 from secateur.core.plan import Plan
 from secateur.engine import run, workers
 from secateur.engine.calibrate import Calibration
@@ -33,6 +33,7 @@ from secateur.evaluate.terms import Terms
 from secateur.io import hub
 from secateur.io.plans import load_plan
 from secateur.io.store import Model, as_loaded, check_out, load, save
+from secateur.registry import one_shot
 
 __all__ = [
     "Result",

@@ -63,8 +63,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         Damaged: not TOML in UTF-8.   NoMatch: an unknown table, key, method or setting.   BadInput: a wrong value.
     """
-    from secateur.core.method import one_shot
-    from secateur.registry import make
+    from secateur.registry import make, one_shot
 
     path = Path(path)
     tables, found = read_tables(path, _TABLES, _REQUIRED, "method")

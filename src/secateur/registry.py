@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from typing import Any
 
+from secateur.core.method import OneShot
 from secateur.errors import BadInput, NoMatch, nearest
 
 # Every method by how it is used: on a trained network, in a training (apply/training.py), on features (apply/heads.py).
@@ -81,6 +82,14 @@ def make(name: str, **settings: Any) -> Any:
         if key not in known:
             raise NoMatch(f"{name} has no setting {key!r}", where=key, fix=nearest(key, known))
     return cls(**settings)
+
+
+def one_shot(method: OneShot | str) -> OneShot:
+    """A method, by name or configured, that cuts a trained network once; BadInput for any other."""
+    chosen = make(method) if isinstance(method, str) else method
+    if not isinstance(chosen, OneShot):
+        raise elsewhere(name_of(chosen))
+    return chosen
 
 
 def elsewhere(name: str) -> BadInput:

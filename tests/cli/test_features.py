@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secateur.io.descriptors import Descriptors, write_descriptors
+from secateur.io.descriptors import Descriptors, random_words, read_descriptors, write_descriptors
 from secateur.io.images import load_images
 from tests.cli.tiny import secateur
 from tests.features.tiny import NAMES, TinyTowers, pictures, words
@@ -80,6 +80,19 @@ def test_stored_arrays_fit_explain_and_evaluate_without_a_model(stored: Path, tm
     }
     said = secateur("features", "evaluate", tmp_path / "head", *test)
     assert said.status == 0 and "alpha 0.5" in said.out
+
+
+def test_random_words_stand_in_for_descriptors(described: Path, tmp_path: Path) -> None:
+    out = tmp_path / "random.json"
+    said = secateur("features", "describe", described, "--random", "--seed", "3", "--out", out, "--json")
+    assert said.status == 0, said.err
+    before, after = read_descriptors(described), read_descriptors(out)
+    assert after == random_words(before, 3) and after.owner == before.owner and after.words != before.words
+    assert json.loads(said.out) == {
+        "file": str(out), "classes": len(before.classes), "descriptors": len(before.words)
+    }  # fmt: skip
+    said = secateur("features", "describe", described, "--random", "--ask", "x", "--out", tmp_path / "b.json")
+    assert said.status == 2 and "nobody is asked" in said.err
 
 
 def test_a_clip_folder_on_real_images(clip: Path, described: Path, tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from secateur.evaluate.stragglers import (
     Labelled,
     Line,
     Settings,
+    accuracy_and_loss,
     analyse,
     barrier,
     largest,
     layer_rows,
     outliers,
     picks,
-    rank_correlation,
     repaired,
     verdict,
 )
@@ -293,6 +293,19 @@ def test_verdicts_by_hand() -> None:
     assert mixed == {"gain": pytest.approx(0.1), "dip": pytest.approx(0.2), "verdict": "mixed"}
 
 
+def test_images_of_some_classes_are_judged_among_these() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([[3.0, 2.0, 1.0]]).expand(len(x), 3)
+
+    images, labels = torch.rand(4, 1, 2, 2), torch.tensor([1, 1, 2, 1])
+    right, loss = accuracy_and_loss(Fixed(), Labelled(images, labels), 4)
+    assert right == 0.0
+    found = accuracy_and_loss(Fixed(), Labelled(images, labels, (1, 2)), 4)
+    assert found[0] == 0.75 and found[1] == pytest.approx(math.log(1 + math.exp(-1)) + 0.25)
+    assert loss > found[1] and Labelled(images, labels, (1, 2)).some(2, 0).only == (1, 2)
+
+
 def test_picks_by_hand() -> None:
     accuracies = {"choose": [0.8, 0.9, 0.9], HELD: [0.7, 0.8, 0.9], "far": [0.6, 0.5, 0.4]}
     path = {"alphas": [0.0, 0.5, 1.0], "sets": {n: {"accuracy": a, "loss": a} for n, a in accuracies.items()}}
@@ -302,18 +315,6 @@ def test_picks_by_hand() -> None:
     assert (far["zero"], far["half"], far["tuned"], far["chosen"]) == (0.6, 0.5, 0.4, 0.5)
     assert (far["oracle"], far["oracle_alpha"]) == (0.6, 0.0)
     assert found["sets"][HELD]["oracle_alpha"] == 1.0 and found["sets"][HELD]["chosen"] == 0.8
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=20))
-def test_rank_correlations_are_scipys(pairs: list[tuple[int, int]]) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    x, y = [float(a) for a, _ in pairs], [float(b) for _, b in pairs]
-    found = rank_correlation(x, y)
-    if len(set(x)) == 1 or len(set(y)) == 1:
-        assert found == {"spearman": None, "kendall": None}
-        return
-    assert found["spearman"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
-    assert found["kendall"] == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -355,8 +356,6 @@ def test_other_mistakes_are_one_line(trained: nn.Module, images: dict[str, Label
     for labels in (held.labels[1:], held.labels.float()):
         with pytest.raises(BadInput, match="one whole number each"):
             Labelled(held.images, labels)
-    with pytest.raises(BadInput, match="2 or more of each"):
-        rank_correlation([1.0], [1.0, 2.0])
 
 
 def test_definitions_say_what_was_done() -> None:

@@ -17,10 +17,16 @@ from secateur.errors import BadInput, Damaged, NoMatch, SecateurError
 from secateur.io.convert import to_dense, to_sparse
 from secateur.io.describe import describe, verify
 from secateur.io.packed import Packed, unpack
-from secateur.io.packed_folder import read_packed, read_weights
+from secateur.io.packed_folder import read_packed
 from secateur.io.packing import Packing
 from secateur.io.tensors import TensorFolder
 from tests.runtime.matrices import mask_of
+
+
+def read_rest(folder: Path) -> dict[str, Tensor]:
+    """What is not packed."""
+    with TensorFolder(folder) as found:
+        return {name: found.view(name) for name in found.names() if found.packed(name) is None}
 
 
 def weights(pattern: str = "2:4", dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -55,7 +61,7 @@ def test_every_float_comes_back_dense_and_packed(tmp_path: Path, pattern: str, d
     assert (tmp_path / "back/model.safetensors").read_bytes() == (
         tmp_path / "dense/model.safetensors"
     ).read_bytes()
-    packed, rest = read_weights(folder)
+    packed, rest = read_packed(folder), read_rest(folder)
     kind = "nm" if pattern == "2:4" else pattern
     assert {name: matrix.kind for name, matrix in packed.items()} == {"a.weight": kind, "b.weight": kind}
     assert all(torch.equal(unpack(matrix), tensors[name]) for name, matrix in packed.items())
@@ -76,7 +82,7 @@ def test_int8_comes_back_as_its_whole_numbers_times_scales(
 ) -> None:
     tensors = weights(dtype=dtype)
     folder = to_sparse(dense(tmp_path / "d", tensors), tmp_path / "p", Packing("2:4", "int8", group))
-    packed, rest = read_weights(folder)
+    packed, rest = read_packed(folder), read_rest(folder)
     kinds = {"a.weight": "nm", "b.weight": "nm", "embed.weight": "dense"}
     assert {name: matrix.kind for name, matrix in packed.items()} == kinds and set(rest) == {
         "norm.weight",
@@ -109,7 +115,7 @@ def test_a_sparse_folder_runs_as_it_lies(tmp_path: Path) -> None:
         "half.weight": weights("bitmask", torch.float16)["a.weight"],
     }
     folder = to_sparse(dense(tmp_path / "d", tensors), tmp_path / "s")
-    packed, rest = read_weights(folder)
+    packed, rest = read_packed(folder), read_rest(folder)
     assert set(packed) == {"a.weight", "b.weight"} and torch.equal(
         rest["half.weight"], tensors["half.weight"]
     )

@@ -59,6 +59,11 @@ def _describe_flags(parser: Parser, argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--ask", metavar="MODEL", help="the endpoint's model; without one a local model")
     parser.add_argument(
+        "--random",
+        action="store_true",
+        help="ask nobody: CLASSES is a file of descriptors, each replaced by as many words drawn from all (a control)",
+    )
+    parser.add_argument(
         "--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="environment variable"
     )
     parser.add_argument("--cache", metavar="FOLDER", help="keeps answers (default: beside --out)")

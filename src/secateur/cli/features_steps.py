@@ -5,32 +5,58 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secateur.cli import flags
 from secateur.cli.progress import progress
 from secateur.cli.table import as_json, say, table
 from secateur.errors import BadInput, NoMatch, nearest
 
+if TYPE_CHECKING:
+    from secateur.io.descriptors import Descriptors
+
 
 def describe(args: argparse.Namespace) -> int:
-    from secateur.engine.events import Event
-    from secateur.io.ask import PROMPT, LocalModel, ask, prompt_for
+    from secateur.io.ask import PROMPT, prompt_for
     from secateur.io.descriptors import read_classes, write_descriptors
-    from secateur.io.endpoint import Endpoint
 
-    classes = read_classes(flags.existing(args.classes))
+    given = flags.existing(args.classes)
     if args.show_prompt:
-        say(prompt_for(classes[0], PROMPT))
+        say(prompt_for(read_classes(given)[0], PROMPT))
         return 0
     if args.out is None:
         raise BadInput("not given", where="--out", fix="name a .json or .txt file")
+    out = Path(args.out)
+    flags.check_file(out, args.overwrite)
+    found, source = _drawn(given, args) if args.random else _asked(given, out, args)
+    write_descriptors(out, found)
+    facts = {"file": str(out), "classes": len(found.classes), "descriptors": len(found.words), **source}
+    kept = f"; answers kept in {source['answers']}" if "answers" in source else ""
+    shown = f"{out}: {len(found.words)} descriptors of {len(found.classes)} classes{kept}"
+    say(as_json(facts) if args.json else shown, args.quiet and not args.json)
+    return 0
+
+
+def _drawn(given: Path, args: argparse.Namespace) -> tuple[Descriptors, dict[str, str]]:
+    """Random words in the place of the descriptors of a file."""
+    from secateur.io.descriptors import random_words, read_descriptors
+
+    if args.ask is not None:
+        raise BadInput("nobody is asked", where="--random", fix="leave --ask out")
+    return random_words(read_descriptors(given), args.seed), {}
+
+
+def _asked(given: Path, out: Path, args: argparse.Namespace) -> tuple[Descriptors, dict[str, str]]:
+    """What a language model says of the classes of a file, and where its answers are kept."""
+    from secateur.engine.events import Event
+    from secateur.io.ask import LocalModel, ask
+    from secateur.io.descriptors import read_classes
+    from secateur.io.endpoint import Endpoint
+
     if args.ask is None:
         raise BadInput(
             "not given", where="--ask", fix="name a model: smollm2-135m, a folder, or the endpoint's"
         )
-    out = Path(args.out)
-    flags.check_file(out, args.overwrite)
     asker = Endpoint(args.endpoint, args.ask, args.key_variable) if args.endpoint else LocalModel(args.ask)
     cache = Path(args.cache) if args.cache else out.with_name(out.name + ".answers")
     with progress(args.quiet or args.json) as listen:
@@ -38,17 +64,8 @@ def describe(args: argparse.Namespace) -> int:
         def tell(done: int, total: int, name: str) -> None:
             listen(Event("describe", done, total, name))
 
-        found = ask(classes, asker, cache=cache, seed=args.seed, tell=tell)
-    write_descriptors(out, found)
-    facts = {
-        "file": str(out),
-        "classes": len(found.classes),
-        "descriptors": len(found.words),
-        "answers": str(cache),
-    }
-    shown = f"{out}: {len(found.words)} descriptors of {len(found.classes)} classes; answers kept in {cache}"
-    say(as_json(facts) if args.json else shown, args.quiet and not args.json)
-    return 0
+        found = ask(read_classes(given), asker, cache=cache, seed=args.seed, tell=tell)
+    return found, {"answers": str(cache)}
 
 
 def fit(args: argparse.Namespace) -> int:

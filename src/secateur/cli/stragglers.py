@@ -164,15 +164,15 @@ def halves(data: Images) -> tuple[Labelled, Labelled]:
 
 
 def alike(source: str, data: Images, size: int | None) -> Labelled:
-    """The test split of a shifted source, with the classes and the kind of images of `data`."""
+    """The test split of a shifted source, with classes (all or some) and the kind of images of `data`."""
     import torch
 
     from secateur.evaluate.stragglers import Labelled
     from secateur.io.images import load_images
 
     found = load_images(source, "test", size=size)
-    few = min(len(found.classes), len(data.classes))
-    if found.classes[:few] != data.classes[:few]:
+    place = {name: i for i, name in enumerate(data.classes)}
+    if not set(found.classes) <= set(place):
         raise BadInput(
             f"its classes are not those of {data.name}", where=source, fix="name the classes alike"
         )
@@ -181,7 +181,9 @@ def alike(source: str, data: Images, size: int | None) -> Labelled:
         raise BadInput(
             f"images of {shapes[0]}, the others {shapes[1]}", where=source, fix="bring them to one size"
         )
-    return Labelled(found.images, torch.as_tensor(found.labels))
+    places = torch.tensor([place[name] for name in found.classes])
+    only = () if len(found.classes) == len(place) else tuple(places.tolist())
+    return Labelled(found.images, places[torch.as_tensor(found.labels)], only)
 
 
 def corrupted(held: Labelled, args: argparse.Namespace) -> dict[str, Labelled]:

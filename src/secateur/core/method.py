@@ -20,7 +20,6 @@ from secateur.core.budget import Budget, parse_fraction
 from secateur.core.select import NM, Pattern, PerRow, check_sparsity, parse_pattern
 from secateur.core.units import Site, Unit
 from secateur.errors import BadInput, nearest
-from secateur.registry import elsewhere, make, name_of
 
 ALLOCATIONS = ("uniform", "er", "erk", "global", "owl")
 # What the battery holds a method to unless its class says otherwise: masks of rising sparsity are nested; permuted
@@ -186,14 +185,6 @@ class OneShot(ABC):
                 value if isinstance(value, (int, float, bool, dict)) or value is None else str(value)
             )
         return out
-
-
-def one_shot(method: OneShot | str) -> OneShot:
-    """A method, by name or configured, that cuts a trained network once; BadInput for any other."""
-    chosen = make(method) if isinstance(method, str) else method
-    if not isinstance(chosen, OneShot):
-        raise elsewhere(name_of(chosen))
-    return chosen
 
 
 def site_sparsity(method: OneShot, sites: list[Site], sparsity: float) -> dict[str, float]:

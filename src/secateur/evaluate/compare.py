@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.core.method import OneShot, one_shot
+from secateur.core.method import OneShot
 from secateur.errors import BadInput
 from secateur.evaluate.bench import Bench, Keep, label
 from secateur.evaluate.results import Row, check_page
 from secateur.evaluate.terms import Calibrate, Terms, finish
 from secateur.io.store import Model, as_loaded, save
+from secateur.registry import one_shot
 
 
 def compare(

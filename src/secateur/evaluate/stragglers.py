@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.core.method import OneShot, check_kinds, one_shot
+from secateur.core.method import OneShot, check_kinds
 from secateur.engine.events import Event, Listener, silent
 from secateur.errors import BadInput, one_of
 from secateur.evaluate.classify import logits, to_batch
@@ -44,17 +44,21 @@ from secateur.recover.interpolate import (
     layer_groups,
     restate_batch_norm,
 )
-from secateur.registry import name_of
+from secateur.registry import name_of, one_shot
 
 CHOOSE, HELD = "choose", "in distribution"
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """images: uint8 [N, H, W, C] or float [N, C, H, W] in [0, 1]; labels: whole numbers [N], kept as int64."""
+    """images: uint8 [N, H, W, C] or float [N, C, H, W] in [0, 1]; labels: whole numbers [N], kept as int64.
+
+    only: the classes that these images can be of, where they are not all: the logits of others do not count.
+    """
 
     images: np.ndarray | Tensor
     labels: Tensor
+    only: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         labels = torch.as_tensor(self.labels)
@@ -66,7 +70,7 @@ class Labelled:
     def some(self, count: int, seed: int) -> Labelled:
         """At most so many of the images, as floats, every class by its share."""
         places = stratified(self.labels.numpy(), min(count, len(self.labels)), seed)
-        return Labelled(to_batch(self.images[places]), self.labels[places])
+        return Labelled(to_batch(self.images[places]), self.labels[places], self.only)
 
 
 Sets = Mapping[str, Labelled]
@@ -322,6 +326,10 @@ def accuracy_and_loss(model: nn.Module, data: Labelled, batch: int) -> tuple[flo
     if low < 0 or high >= found.shape[1]:
         what = f"labels {low} to {high}, and the model knows {found.shape[1]} classes"
         raise BadInput(what, where="stragglers", fix="give images of the classes it was trained on")
+    if data.only:
+        asked = torch.zeros(found.shape[1], dtype=torch.bool)
+        asked[list(data.only)] = True
+        found = found.masked_fill(~asked.to(found.device), -math.inf)
     right = int((found.argmax(1) == labels).sum()) / len(labels)
     return right, float(F.cross_entropy(found.double(), labels))
 
@@ -383,18 +391,3 @@ def verdict(alphas: Sequence[float], accuracies: Sequence[float]) -> dict[str, A
     dip = dip if dip > 1e-12 else 0.0
     word = ("mixed" if dip else "success") if gain > 0 else ("failure" if dip else "between")
     return {"gain": gain, "dip": dip, "verdict": word}
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, float | None]:
-    """Spearman's rho (of mean ranks) and Kendall's tau-b; None where one of the two does not vary."""
-    if len(x) != len(y) or len(x) < 2:
-        raise BadInput(f"{len(x)} and {len(y)} values", where="correlation", fix="give 2 or more of each")
-    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    signs = [np.sign(v[:, None] - v[None, :]) for v in (a, b)]
-    ties = [float((s**2).sum()) for s in signs]
-    if not all(ties):
-        return {"spearman": None, "kendall": None}
-    ranks = [s.sum(1) for s in signs]  # twice the mean rank, centred
-    spearman = float((ranks[0] * ranks[1]).sum() / np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
-    kendall = float((signs[0] * signs[1]).sum()) / math.sqrt(ties[0] * ties[1])
-    return {"spearman": spearman, "kendall": kendall}

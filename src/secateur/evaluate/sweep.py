@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.budget import parse_fraction
-from secateur.core.method import OneShot, one_shot
+from secateur.core.method import OneShot
 from secateur.core.select import NM, check_sparsity
 from secateur.engine.calibrate import Calibration
 from secateur.errors import BadInput
@@ -22,7 +22,7 @@ from secateur.evaluate.knee import RULES, knee
 from secateur.evaluate.results import Row, check_page
 from secateur.evaluate.terms import Terms, finish
 from secateur.io.store import Model, as_loaded
-from secateur.registry import name_of
+from secateur.registry import name_of, one_shot
 
 Knees = dict[str, float | None]
 GRID = "0.1:0.9:0.1"

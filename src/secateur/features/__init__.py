@@ -25,6 +25,7 @@ from secateur.features.jobs import (
 from secateur.features.page import write_page
 from secateur.features.shift import evaluate_corrupted
 from secateur.features.tune import Tuned, tune
+from secateur.io.descriptors import random_words
 
 __all__ = [
     "LIGHT",
@@ -42,6 +43,7 @@ __all__ = [
     "gather_arrays",
     "gather_tests",
     "load",
+    "random_words",
     "read_tests",
     "save",
     "texts_of",

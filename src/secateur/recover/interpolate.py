@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.allocate import global_ranking
-from secateur.core.method import OneShot, one_shot, site_sparsity
+from secateur.core.method import OneShot, site_sparsity
 from secateur.core.scores import finite
 from secateur.core.units import Site
 from secateur.errors import BadInput, Unsupported, one_of
+from secateur.registry import one_shot
 from secateur.sites.trainable import trainable_weights
 
 State = Mapping[str, Tensor]

@@ -1,4 +1,4 @@
-"""An embedding whose table is held packed, as io/packed_folder.py finds it in a folder; drop-in for nn.Embedding.
+"""An embedding whose table is held packed, as io/tensors.py finds it in a folder; drop-in for nn.Embedding.
 
 Where a model's head is tied to its embedding, a `PackedLinear` on the same tensors is the head: they are held once.
 """
