@@ -118,30 +118,60 @@ def plain(job: Job, clock: Clock) -> tuple[Any, Job]:
     return model, {}
 
 
+def _drawn(job: Job, folder: Path) -> Any:
+    from secateur.engine.calibrate import calibration
+    from secateur.io import hub
+
+    source, draw = job["calibration"], {"samples": 32, "length": 512, "seed": job.get("seed", 0)}
+    # a calibration of token ids needs no tokenizer, and the other systems load none
+    tokenizer = hub.load_tokenizer(folder) if source and not source.endswith(".npy") else None
+    return calibration(source, tokenizer, **draw) if source else None
+
+
+def _method(job: Job) -> Any:
+    from secateur.registry import make
+
+    settings = {k: job[k] for k in ("sparsity", "pattern", "allocate") if k in job}
+    if ":" in settings.get("pattern", ""):
+        settings.pop("sparsity", None)
+    return make(job["method"], **settings)
+
+
 def secateur(job: Job, clock: Clock) -> tuple[Any, Job]:
     """What `secateur compress` does: load (bytes checked against the manifest), cut without an undo, save, verify."""
-    from secateur.engine.calibrate import calibration
     from secateur.engine.memory import one_heap
     from secateur.engine.run import Options, compress
     from secateur.io import hub, store
-    from secateur.registry import make
 
     one_heap()
     folder = Path(job["model"])
     model = clock.stage("load", lambda: hub.load_folder(folder))
-    source, draw = job["calibration"], {"samples": 32, "length": 512, "seed": job.get("seed", 0)}
-    # a calibration of token ids needs no tokenizer, and the other systems load none
-    tokenizer = hub.load_tokenizer(folder) if source and not source.endswith(".npy") else None
-    drawn = calibration(source, tokenizer, **draw) if source else None
-    settings = {k: job[k] for k in ("sparsity", "pattern", "allocate") if k in job}
-    if ":" in settings.get("pattern", ""):
-        settings.pop("sparsity", None)
-    method = make(job["method"], **settings)
+    drawn, method = _drawn(job, folder), _method(job)
     walk = {k: job[k] for k in ("feed", "products", "batch") if k in job}
     result = clock.stage("cut", lambda: compress(model, method, drawn, Options(undo=False, **walk)))
     with tempfile.TemporaryDirectory() as out:
         clock.stage("save", lambda: store.save(model, Path(out) / "out", plan=result.plan, source=folder))
     return model, {"notes": result.plan.notes[:3], "calibration": drawn.source if drawn else ""}
+
+
+def streamed(job: Job, clock: Clock) -> tuple[Any, Job]:
+    """What `secateur compress --stream` does; it reads and writes as it cuts, so `cut` is all of it."""
+    import transformers  # noqa: F401  imports are left out of every figure
+
+    from secateur.engine.memory import one_heap
+    from secateur.engine.run import Options
+    from secateur.engine.stream import stream
+    from secateur.io import hub
+
+    one_heap()
+    folder = Path(job["model"])
+    drawn, method = _drawn(job, folder), _method(job)
+    options = Options(feed=job["feed"], products=job["products"])
+    clock.found |= {"load_cpu_s": 0.0, "load_peak_mb": 0, "save_cpu_s": 0.0}
+    with tempfile.TemporaryDirectory() as parent:
+        out = Path(parent) / "out"
+        clock.stage("cut", lambda: stream(folder, out, method, drawn, options))
+        return hub.load_folder(out), {}
 
 
 def peer(job: Job, clock: Clock) -> tuple[Any, Job]:
@@ -174,6 +204,7 @@ SYSTEMS: dict[str, Callable[[Job, Clock], tuple[Any, Job]]] = {
     "floor": floor,
     "plain": plain,
     "secateur": secateur,
+    "streamed": streamed,
     "peer": peer,
 }
 

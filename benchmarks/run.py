@@ -1,7 +1,7 @@
 """The benchmarks:  make bench ARGS="speed | feeds | quality | sparse-size | stream | all"
 
 and those that are scripts with options of their own, which follow the name (--help tells them):
-corruptions | adasap | cards | training | jackpots | upkeep | features | stragglers |
+corruptions | adasap | cards | training | rewinding | jackpots | upkeep | features | stragglers |
 softmax_path | sparse_kernels | decode | forecast | end_to_end
 
 Each writes benchmarks/results/NAME.json and prints its table. README.md beside this file says what each costs. `all`
@@ -18,8 +18,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = ("speed", "feeds", "quality", "sparse-size", "stream")
 SCRIPTS = (
-    *("corruptions", "adasap", "cards", "training", "jackpots", "upkeep", "features", "stragglers"),
-    *("softmax_path", "sparse_kernels", "decode", "forecast", "end_to_end"),
+    *("corruptions", "adasap", "cards", "training", "rewinding", "jackpots", "upkeep", "features"),
+    *("stragglers", "softmax_path", "sparse_kernels", "decode", "forecast", "end_to_end"),
 )
 
 

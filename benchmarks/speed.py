@@ -8,6 +8,8 @@ from pathlib import Path
 
 from common import CACHE, Row, best, cell, data, kept, table, write
 
+from secateur.registry import find
+
 FEEDS = ("none", "layer", "block")
 FAST = {
     "no propagation, batch 1": {"propagate_error": False},
@@ -42,6 +44,8 @@ def jobs(methods: list[str], peer: str | None) -> list[tuple[str, Row, str | Non
             for feed in FEEDS:
                 ours = {**job, "system": "secateur", "products": products, "feed": feed}
                 out.append((f"{method}: secateur {feed} {products}", ours, None))
+            streamed = {**job, "system": "streamed", "products": products, "feed": find(method).feed}
+            out.append((f"{method}: secateur --stream {products}", streamed, None))
         for name, settings in {"default": {}, **FAST}.items() if peer else ():
             theirs = {**job, "system": "peer", "settings": settings}
             if not settings:  # the two-pass loop again: its time is wanted, its quality is the loop's
@@ -97,7 +101,8 @@ def summary(name: str, runs: list[Row]) -> Row:
 def add_ratios(rows: list[Row]) -> None:
     """Add of_plain, of_peer (its fastest), of_default (the peer's) and of_floor to every row.
 
-    They are ratios of CPU-seconds: of the cut, and, against the floor, of load + cut + save.
+    They are ratios of CPU-seconds: of the cut, and of load + cut + save against the floor and for `--stream`, which
+    does all three at once.
     """
     by_name = {row["name"]: row for row in rows}
     for row in rows:
@@ -109,30 +114,29 @@ def add_ratios(rows: list[Row]) -> None:
             ("of_peer", fastest),
             ("of_default", by_name.get(f"{method}: peer default")),
         )
+        what = "total_cpu_s" if "--stream" in row["name"] else "cut_cpu_s"
         for key, other in others:
-            row[key] = round(row["cut_cpu_s"] / other["cut_cpu_s"], 3) if other else None
+            row[key] = round(row[what] / other[what], 3) if other else None
         floor = by_name.get("floor")
         row["of_floor"] = round(row["total_cpu_s"] / floor["total_cpu_s"], 3) if floor else None
 
 
 def verdicts(rows: list[Row]) -> list[Row]:
-    """Each target with the figure of the method's default feed, float32 and bfloat16."""
-    from secateur.registry import find
-
+    """Each target with the figure of the method's default feed, in memory and streamed, float32 and bfloat16."""
     out = []
     for method, targets in TARGETS.items():
         others = [r for r in rows if r["name"].startswith((f"{method}: plain", f"{method}: peer"))]
         least = min((r["cut_peak_mb"] for r in others), default=None)
-        for products in ("float32", "bfloat16"):
-            feed = find(method).feed
-            row = next((r for r in rows if r["name"] == f"{method}: secateur {feed} {products}"), None)
+        ways = [way for p in ("float32", "bfloat16") for way in (f"{find(method).feed} {p}", f"--stream {p}")]
+        for way in ways:
+            row = next((r for r in rows if r["name"] == f"{method}: secateur {way}"), None)
             if row is None:
                 continue
             found = [(f"CPU-seconds of {OTHERS[key]}", row[key], limit) for key, limit in targets]
             found += [("peak memory of the leanest other", row["cut_peak_mb"] / least, 1.0)] if least else []
             for what, measured, limit in found:
                 if measured is not None:
-                    what = f"{method}, {products}, feed {feed}: {what}"
+                    what = f"{method}, {way}: {what}"
                     out.append(
                         {"what": what, "measured": measured, "limit": limit, "met": str(measured <= limit)}
                     )

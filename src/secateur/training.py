@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from secateur.engine.events import Listener, silent
 from secateur.engine.train import Augment, Fit, fit
 from secateur.errors import BadInput, NoMatch, nearest
 from secateur.evaluate.classify import accuracy, to_batch
+from secateur.evaluate.stability import stability
 from secateur.io.classifiers import load_classifier, save_classifier
 from secateur.io.files import check_replaceable, write_atomic
 from secateur.io.hub import device_of
@@ -164,6 +166,36 @@ def train(
         shutil.rmtree(state_folder(folder), ignore_errors=True)
         _page(figures, folder)
     return Trained(model, history, figures, folder)
+
+
+def rewinding(
+    recipe: TrainingRecipe | str | Path,
+    at: Callable[[int], Sequence[int]],
+    *,
+    pairs: int = 1,
+    points: int = 1,
+    listen: Listener = silent,
+) -> list[dict[str, Any]]:
+    """From which step on the recipe's training is stable (evaluate/stability.py); its method cuts nothing here.
+
+    Args:
+        at: the steps to branch from, given the length of one training in steps.
+
+    Returns:
+        A row a step: step, error, between, barrier, barriers, stable.
+    """
+    if not isinstance(recipe, TrainingRecipe):
+        recipe = load_training(recipe)
+    learn = load_images(recipe.data, "train", limit=recipe.limit, size=recipe.size)
+    test = load_images(recipe.data, "test", size=recipe.size)
+    model = network(recipe.model, learn, recipe.seed).to(device_of(recipe.device))
+    images, labels = to_batch(learn.images), torch.as_tensor(learn.labels)
+    how = _timed(recipe.how, recipe.method, len(images))
+    total = round((how.cycle or how.epochs) * how.per_epoch(len(images)))
+    return stability(
+        model, images, labels, how, at(total), lambda m: accuracy(m, test.images, test.labels),
+        steps=total, pairs=pairs, points=points, augment=lambda h: augmenter(recipe.augment, h), listen=listen,
+    )  # fmt: skip
 
 
 def state_folder(folder: Path) -> Path:

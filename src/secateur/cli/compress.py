@@ -32,7 +32,7 @@ def arguments(parser: Parser, words: list[str]) -> argparse.Namespace:
         group.add_argument(
             "--measure",
             action="store_true",
-            help="forecast the cut model's speed here, and measure it packed",
+            help="forecast the cut model's speed here, measure it packed, and write OUT.html with both",
         )
         group = parser.add_argument_group("streaming")
         group.add_argument(
@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         first = workers.rank() == 0
         found = measured(result, listen) if first and args.measure else None
     if first:
+        if args.measure and result.folder is not None and not isinstance(found, str):
+            page(result, method, found, args)
         tell(result, args, found)
     return 0
 
@@ -84,15 +86,41 @@ def measured(result: Result, listen: Any) -> Any:
     from secateur.io import hub
     from secateur.runtime.beside import beside
 
-    model = result.model
-    if model is None and result.folder is not None:
-        model = hub.load_folder(result.folder)
-    if model is None:
+    if result.model is None and result.folder is not None:
+        result.model = hub.load_folder(result.folder)
+    if result.model is None:
         return "nothing was cut"
     try:
-        return beside(model.eval(), report=lambda done, of, what: listen(Event("measure", done, of, what)))
+        return beside(
+            result.model.eval(), report=lambda done, of, what: listen(Event("measure", done, of, what))
+        )
     except (Unsupported, BadInput) as error:  # the cut is done, and stays
         return str(error)
+
+
+def page(result: Result, method: OneShot, found: Any, args: argparse.Namespace) -> None:
+    """FOLDER.html: what was cut, what it costs, and its speed forecast and measured."""
+    from secateur.evaluate.bench import Bench, label
+    from secateur.evaluate.results import new_results
+    from secateur.report.page import write_page
+
+    assert result.model is not None and result.folder is not None
+    name, model = label(method), Path(args.model).name
+    row = Bench(result.model).measure(name, result.plan.method, result.plan, folder=result.folder)
+    row |= {"seconds": result.seconds, "folder": str(result.folder), "packed": found.as_dict()}
+    results = new_results(
+        [row],
+        title=f"{model}: {name}",
+        command=flags.command_of(args),
+        model=model,
+        calibration=str((result.plan.made or {}).get("calibration", "")),
+    )
+    write_page(results, page_of(result.folder))
+
+
+def page_of(folder: Path) -> Path:
+    """Where the page of a measured cut lies."""
+    return folder.with_name(folder.name + ".html")
 
 
 def tell(result: Result, args: argparse.Namespace, found: Any = None) -> None:
@@ -117,6 +145,8 @@ def tell(result: Result, args: argparse.Namespace, found: Any = None) -> None:
         lines.append(f"{folder}  {size(held)}")
     if found:
         lines.append(f"note: not measured: {found}" if isinstance(found, str) else found.line)
+        if folder and not isinstance(found, str):
+            lines.append(str(page_of(folder)))
     say("\n".join(lines), args.quiet)
 
 

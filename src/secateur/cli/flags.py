@@ -103,6 +103,9 @@ def comparison_flags(parser: Parser) -> None:
     group = parser.add_argument_group("more measures")
     group.add_argument("--prompt", default="", help="continued by every model")
     group.add_argument("--speed", action="store_true", help="tokens written a second")
+    group.add_argument(
+        "--measure", action="store_true", help="each cut packed: its speed forecast, and measured beside it"
+    )
     model_flags(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--out", metavar="FOLDER", help="results.json, .csv, .md and report.html go there")
@@ -244,6 +247,7 @@ def terms_of(args: argparse.Namespace, listen: Any) -> Terms:
         windows=args.windows,
         prompt=args.prompt,
         speed=args.speed,
+        packed=args.measure,
         listen=listen,
         **{name: getattr(args, name) for name in (*_DRAW, *_WALK)},
     )

@@ -35,6 +35,7 @@ VERBS = {
     "deck": "make one robust classifier of several trained ones",
     "finetune": "train a cut language model on, with its zeros kept; LoRA too",
     "plasticity": "how well a classifier gets over a cut: before, after, retrained",
+    "stability": "from which step on a training ends in one place: where a lottery ticket may rewind to",
     "features": "choose features instead of weights: describe, fit, explain, evaluate (CLIP and its like)",
     "stragglers": "which layers spoil the blend of a zero-shot and a fine-tuned network, and their repair",
     "run": "a whole job written down in a TOML file",

@@ -107,6 +107,8 @@ def fit(
     evaluate: Callable[[nn.Module], float] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
     state: dict[str, Any] | None = None,
+    start: int = 0,
+    stop: int | None = None,
     listen: Listener = silent,
 ) -> list[dict[str, float]]:
     """Train `model` in place.
@@ -117,6 +119,7 @@ def fit(
         augment: (images of a batch, step) -> images; draws from the step, so that a resumed run sees the same.
         evaluate: accuracy of the model, taken after every epoch.
         save: called with everything a resumed run needs, after every epoch.   state: what it was called with last.
+        start, stop: take only these steps of the run, start included, stop not; a `state` says where it starts itself.
 
     Returns:
         one row an epoch: epoch, loss (mean of its steps), accuracy, density, lr.
@@ -127,11 +130,12 @@ def fit(
     per_epoch = how.per_epoch(len(images))
     inner = optimizer or how.make(model)
     outer = pruner.optimizer if pruner is not None else inner
-    step, history = (0, []) if state is None else _restore(state, model, inner, pruner)
+    step, history = (start, []) if state is None else _restore(state, model, inner, pruner)
+    end = how.epochs * per_epoch if stop is None else stop
     losses: list[float] = []
     device = next(model.parameters()).device
     model.train()
-    while step < how.epochs * per_epoch:
+    while step < end:
         position = pruner.position if pruner is not None else step
         rate = how.rate(position, per_epoch)
         for group in inner.param_groups:

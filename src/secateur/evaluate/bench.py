@@ -19,6 +19,7 @@ from secateur.core.select import NM
 from secateur.engine import run
 from secateur.engine.calibrate import Calibration
 from secateur.engine.events import Event
+from secateur.errors import BadInput, Unsupported
 from secateur.evaluate.choice import Question, choice_accuracy
 from secateur.evaluate.generate import generate
 from secateur.evaluate.harness import run_harness
@@ -26,6 +27,7 @@ from secateur.evaluate.perplexity import evaluation_source, perplexity, token_wi
 from secateur.evaluate.results import Row
 from secateur.evaluate.size import PeakMemory, folder_bytes, measure_size
 from secateur.evaluate.speed import measure_speed
+from secateur.runtime.beside import beside
 
 Keep = Callable[[Plan, Row], Path]
 
@@ -60,6 +62,7 @@ class Bench:
             `limit`: questions of each).
         prompt: is continued by `new_tokens` tokens, greedily; empty leaves it out.
         speed: also measure tokens read and written a second.
+        packed: also pack every cut, forecast its speed and measure it (runtime/beside.py).
         folder: where the dense weights lie, for their bytes on disk.
     """
 
@@ -72,6 +75,7 @@ class Bench:
     prompt: str = ""
     new_tokens: int = 32
     speed: bool = False
+    packed: bool = False
     folder: Path | None = None
     limit: int | None = None
     options: run.Options = field(default_factory=run.Options)
@@ -103,6 +107,8 @@ class Bench:
         try:
             row = self.measure(name, result.plan.method, result.plan, seed=seed)
             row |= {"seconds": result.seconds, "peak_mb": peak.mb}
+            if self.packed:
+                self._pack(name, row)
             if keep is not None:
                 folder = keep(result.plan, row)
                 row |= {"folder": str(folder), "bytes": folder_bytes(folder)}
@@ -147,6 +153,7 @@ class Bench:
             if plan
             else [],
             "notes": list(plan.notes) if plan else [],
+            "packed": None,
         }
 
     def metrics(self, name: str) -> dict[str, float]:
@@ -182,6 +189,17 @@ class Bench:
         found = measure_speed(self.model)
         self._tell(name, "speed", 1, 1)
         return found
+
+    def _pack(self, name: str, row: Row) -> None:
+        """Forecast beside measurement; where this model cannot be packed, a note says why."""
+        try:
+            found = beside(
+                self.model, report=lambda done, of, what: self._tell(f"{name}: {what}", "packed", done, of)
+            )
+        except (Unsupported, BadInput) as error:
+            row["notes"] = [*row["notes"], f"not packed: {error}"]
+        else:
+            row["packed"] = found.as_dict()
 
     def _tell(self, name: str, stage: str, done: int, total: int) -> None:
         self.options.listen(Event(f"{name}: {stage}", done, total))

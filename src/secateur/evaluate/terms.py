@@ -29,6 +29,7 @@ class Terms:
         text, eval_length, windows: what quality is measured on (evaluate/bench.py); eval_length is by default `length`.
         prompt: continued by every model; empty: none.
         speed: also measure tokens written a second.
+        packed: also pack every cut, forecast its speed here and measure it.
         listen: called with an `Event` after every step.
     """
 
@@ -46,6 +47,7 @@ class Terms:
     windows: int | None = None
     prompt: str = ""
     speed: bool = False
+    packed: bool = False
     listen: Listener = silent
 
     def bench(self, loaded: Loaded) -> Bench:
@@ -65,6 +67,7 @@ class Terms:
             text,
             prompt=self.prompt,
             speed=self.speed,
+            packed=self.packed,
             folder=loaded.folder,
             options=options,
         )

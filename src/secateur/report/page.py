@@ -14,6 +14,7 @@ from typing import Any
 
 from secateur.errors import NoMatch, nearest, require
 from secateur.report import groups, headline, parts, svg, words
+from secateur.report import packed as packing
 from secateur.report.table import check_results
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -71,6 +72,8 @@ def render_page(results: dict[str, Any]) -> str:
         plots=parts.plots(view),
         maps=parts.maps(view),
         knees=parts.knees(results),
+        packed=packing.packed(results),
+        packed_head=packing.HEAD,
         samples=parts.samples(view, results.get("prompt") or ""),
         origins=parts.origins(results),
         made=words.moment(results.get("created") or ""),

@@ -26,6 +26,7 @@ _FRACTIONS = ("sparsity", "density", "model_density")
 _FIGURES = ("bytes", "flops", "seconds", "peak_mb", "tokens_per_second")
 _ROW = (
     "name", "method", "config", "seed", *_FRACTIONS, *_FIGURES, "metrics", "folder", "sample", "layers", "notes",
+    "packed",
 )  # fmt: skip
 _LAYER = ("name", "shape", "sparsity", "error")
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -107,6 +108,7 @@ def _check_row(row: Any, where: str) -> dict[str, Any]:
         _optional(row, name, kind, where)
     metrics = _optional(row, "metrics", dict, where) or {}
     layers = _optional(row, "layers", list, where) or []
+    packed = _optional(row, "packed", dict, where)
     return {
         **dict.fromkeys(_ROW),
         **row,
@@ -114,7 +116,22 @@ def _check_row(row: Any, where: str) -> dict[str, Any]:
         **{name: _figure(row, name, where, 0) for name in _FIGURES},
         "metrics": {name: _figure(metrics, name, f"{where}, metrics", -math.inf) for name in metrics},
         "layers": [_check_layer(layer, where) for layer in layers],
+        "packed": _check_packed(packed, f"{where}, packed") if packed else None,
     }
+
+
+def _check_packed(packed: dict[str, Any], where: str) -> dict[str, Any]:
+    """What runtime/beside.py measured of a packed cut; every figure must be there to be set beside the other."""
+    _need(packed, "way", str, where)
+    for part in ("forecast", "measured"):
+        found = _need(packed, part, dict, where)
+        for name in ("tokens_per_second", "prompt_seconds"):
+            if _figure(found, name, f"{where}, {part}", 0) is None:
+                raise BadInput(f"{name!r} is missing", where=f"{where}, {part}", fix="it must be a number")
+    for name, low in (("bytes", 0.0), ("off", -1.0)):
+        if _figure(packed, name, where, low) is None:
+            raise BadInput(f"{name!r} is missing", where=where, fix="it must be a number")
+    return packed
 
 
 def check_results(results: Any, where: str = "results") -> dict[str, Any]:
