@@ -5,23 +5,28 @@
 The barrier between two copies trained on in other data orders (secateur stability), from several steps of one training:
 500 steps of 64 digits, or 300 steps of 50 of the 1,000 CIFAR-10 images at hand. Then iterative magnitude pruning in 5
 trainings, rewound to some of these steps (digits only); every training ends at the same step, so a ticket rewound
-later has fewer steps. One process on one thread.
+later has fewer steps. One process on one thread. Finished cells lie in .cache/rewinding and are taken from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import statistics
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import Row, data, read, table, write
+from common import Row, read, table, write
+from jackpots import IMAGES, SHARED
+from training import code, remembered
 
 from secateur.engine.train import Fit
+from secateur.evaluate import stability
 from secateur.registry import make
 from secateur.training import TrainingRecipe, rewinding, train
 
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     seeds, rows = range(args.seeds), []
     for network in args.networks:
         source, how, at, tickets = SYSTEMS[network]
-        images = data("cifar10_small") if source == "cifar10" else source
+        images = str(SHARED / IMAGES) if source == "cifar10" else source
         recipes = [
             TrainingRecipe(network, images, None, Fit(**how, seed=1000 * seed), seed=seed) for seed in seeds
         ]
@@ -88,7 +93,10 @@ def run(args: argparse.Namespace) -> None:
 
 def barriers(recipe: TrainingRecipe, at: tuple[int, ...]) -> list[Row]:
     """What `secateur stability` measures on one network; three points on each line."""
-    return rewinding(recipe, lambda total: at, points=3)
+    job: Row = {"network": recipe.model, "at": at, "how": asdict(recipe.how), "seed": recipe.seed}
+    kept = hashlib.sha256(inspect.getsource(stability).encode()).hexdigest()[:16]
+    measure = lambda: {"rows": rewinding(recipe, lambda total: at, points=3)}  # noqa: E731
+    return remembered("rewinding", job, False, kept, measure)["rows"]
 
 
 def ticket(recipe: TrainingRecipe, step: int, sparsity: float) -> float:
@@ -96,8 +104,11 @@ def ticket(recipe: TrainingRecipe, step: int, sparsity: float) -> float:
     rounds, per_epoch = TRAININGS - 1, 20
     epochs = recipe.how.epochs + rounds * (recipe.how.epochs - step // per_epoch)
     method = make("lottery_ticket", sparsity=sparsity, rounds=rounds, rewind="weights", rewind_step=step)
-    how = replace(recipe.how, epochs=epochs)
-    return float(train(replace(recipe, method=method, how=how)).figures["accuracy"])
+    whole = replace(recipe, method=method, how=replace(recipe.how, epochs=epochs))
+    job: Row = {"network": recipe.model, "ticket": step, "sparsity": sparsity, "how": asdict(whole.how)}
+    job["seed"] = recipe.seed
+    measure = lambda: {"accuracy": float(train(whole).figures["accuracy"])}  # noqa: E731
+    return remembered("rewinding", job, False, code({"name": "lottery_ticket"}), measure)["accuracy"]
 
 
 def spread(key: str, values: list[float]) -> Row:

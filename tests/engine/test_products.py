@@ -33,6 +33,20 @@ def test_an_input_changed_in_place_is_rounded_again() -> None:
         assert torch.equal(torch.nn.functional.linear(x, weight), x)
 
 
+def test_a_weight_is_rounded_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.eye(8)[:2], torch.nn.Parameter(torch.ones(8, 8))
+    with products("bfloat16") as mode, torch.no_grad():
+        first = torch.nn.functional.linear(x, weight)
+        (kept,) = mode._weights.values()
+        assert torch.equal(torch.nn.functional.linear(x, weight), first)
+        assert next(iter(mode._weights.values())) is kept, "not rounded twice"
+        weight.detach().t().copy_(torch.full((8, 8), 3.0))  # as a cut writes it
+        assert torch.equal(torch.nn.functional.linear(x, weight), 3 * first)
+        for value in range(20):  # temporary tensors may have the address of an earlier one
+            assert float(torch.nn.functional.linear(x, torch.full((8, 8), float(value))).max()) == value
+        assert len(mode._weights) == 8, "a bounded number is held"
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_pass_through(dtype: torch.dtype) -> None:
     x, weight = torch.randn(3, 8, dtype=dtype), torch.randn(4, 8, dtype=dtype)

@@ -125,7 +125,7 @@ def move(weight: Tensor, mask: Tensor, count: int, growth: Tensor) -> Tensor:
         return mask
     kept = keep_top(weight.detach().abs().view(1, -1), count, mask.view(1, -1))
     free = ~kept
-    comes = keep_top(growth.reshape(1, -1), int(free.sum()) - count, free)
+    comes = keep_top(growth.reshape(1, -1), int(torch.count_nonzero(free)) - count, free)
     return (kept | comes).view_as(mask)
 
 

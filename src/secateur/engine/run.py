@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -112,6 +113,11 @@ class Job:
     facts: dict[str, Mapping[str, float]] = field(default_factory=dict)
     blind: int = 0
 
+    @cached_property
+    def multiplying(self) -> AbstractContextManager[Any]:
+        """How the calibration passes multiply; the threads of feed `layer` share what it has rounded."""
+        return products(choose(self.options.products))
+
     @property
     def sites(self) -> list[WeightSite]:
         return [site for block in self.blocks for site in block.sites]
@@ -206,7 +212,7 @@ class Job:
 
     def go(self) -> None:
         """Split the sparsity, then cut every block."""
-        with torch.no_grad(), products(choose(self.options.products)):
+        with torch.no_grad(), self.multiplying:
             self.sparsity = split(self)
             self.home.begin_cutting()
             self.run()
@@ -262,7 +268,7 @@ class Job:
         def task(i: int) -> Callable[[See], None]:
             def run(see: See) -> None:
                 # Modes hold for one thread only, and this runs in its own.
-                with torch.no_grad(), products(choose(self.options.products)), Watch(block.sites, see):
+                with torch.no_grad(), self.multiplying, Watch(block.sites, see):
                     walk.step(i)
 
             return run

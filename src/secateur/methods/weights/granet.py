@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from secateur.apply.ranking import keep_top_of_all
 from secateur.apply.regrow import (
     check_moves,
     cosine,
@@ -31,7 +32,7 @@ from secateur.apply.regrow import (
 from secateur.apply.training import Masks, Net, Training, dense
 from secateur.core.method import Card
 from secateur.core.schedule import Schedule, window
-from secateur.core.select import check_sparsity, cut_count, keep_top
+from secateur.core.select import check_sparsity, cut_count
 from secateur.core.units import Unit
 from secateur.errors import BadInput, Infeasible, one_of
 
@@ -111,11 +112,12 @@ class GraNet(Training):
         if net.step >= net.steps:
             return kept
         for name, mask in kept.items():
-            net.weights[name].masked_fill_(~mask, 0)  # a weight that is pruned and regrown starts again at 0
+            weight = net.weights[name]
+            weight.mul_(mask.to(weight.dtype))  # a weight that is pruned and regrown starts again at 0
         grown = dict(kept)
         fraction = self.moving(net)
         for name, gradient in net.gradients.items():
-            count = math.ceil(fraction * int(kept[name].sum()) - 1e-9)
+            count = math.ceil(fraction * int(torch.count_nonzero(kept[name])) - 1e-9)
             grown[name] = move(net.weights[name], kept[name], count, gradient.abs())
             net.restarted[name] = net.masks[name] & ~kept[name] & grown[name]
         return grown
@@ -153,18 +155,15 @@ class GraNet(Training):
 def _prune(net: Net, names: list[str], left: int) -> Masks:
     """The masks of these layers, ranked together, with the `left` largest |w|: what keep_largest says, in less time,
     because only what is active is ranked."""
-    before = torch.cat([net.masks[name].view(-1) for name in names])
-    active = int(before.sum())
+    among = {name: net.masks[name] for name in names}
+    active = sum(int(torch.count_nonzero(mask)) for mask in among.values())
     if active <= left:
-        return {name: net.masks[name] for name in names}
-    sizes = [net.weights[name].detach().abs().view(-1) for name in names]
-    stays = keep_top(torch.cat(sizes)[None], active - left, before[None])[0]
-    masks = {}
-    for name, part, size in zip(names, stays.split([len(size) for size in sizes]), sizes, strict=True):
-        mask = net.masks[name]
-        if not bool(part.any()) and bool(mask.any()):
-            part[size.masked_fill(~mask.view(-1), -1).argmax()] = True
+        return among
+    sizes = {name: net.weights[name].detach().abs() for name in names}
+    masks = keep_top_of_all(sizes, active - left, among)
+    for name, mask in among.items():
+        if not torch.count_nonzero(masks[name]) and torch.count_nonzero(mask):
+            masks[name].view(-1)[sizes[name].masked_fill(~mask, -1).argmax()] = True
             note = f"{name}: would have lost every weight, keeps its largest"
             net.notes += [note] if note not in net.notes else []
-        masks[name] = part.view_as(mask)
     return masks
