@@ -131,11 +131,9 @@ def fit(
     inner = optimizer or how.make(model)
     outer = pruner.optimizer if pruner is not None else inner
     step, history = (start, []) if state is None else _restore(state, model, inner, pruner)
-    end = how.epochs * per_epoch if stop is None else stop
-    losses: list[float] = []
-    device = next(model.parameters()).device
+    losses, device = list[float](), next(model.parameters()).device
     model.train()
-    while step < end:
+    while step < (how.epochs * per_epoch if stop is None else stop):
         position = pruner.position if pruner is not None else step
         rate = how.rate(position, per_epoch)
         for group in inner.param_groups:

@@ -63,39 +63,44 @@ def stability(
         BadInput: a step beyond the training; no pair; no point.
     """
     total = how.epochs * how.per_epoch(len(images)) if steps is None else steps
+    wanted = _wanted(at, total, pairs, points)
+    trunk = deepcopy(model)
+    optimizer, done, rows = how.make(trunk), 0, []
+    for k in wanted:
+        fit(trunk, images, labels, how, optimizer=optimizer, augment=augment(how), start=done, stop=k)
+        done, found = k, []
+        for pair in range(pairs):
+            seeds = (how.seed + 2 * pair + 1, how.seed + 2 * pair + 2)
+            ends = [
+                _trained(trunk, images, labels, replace(how, seed=seed), augment, k, total) for seed in seeds
+            ]
+            found.append(_line(ends, images, how, evaluate, points))
+            listen(Event("stability", len(rows) * pairs + pair + 1, len(wanted) * pairs, f"step {k}"))
+        rows.append(_row(k, found))
+    return rows
+
+
+def _wanted(at: Sequence[int], total: int, pairs: int, points: int) -> list[int]:
     late = next((k for k in at if not 0 <= k <= total), None)
     if late is not None or not at:
         what = "no step" if late is None else f"step {late} is not in this training"
         raise BadInput(what, where="at", fix=f"choose from 0 to {total}")
     if pairs < 1 or points < 1:
         raise BadInput(f"{pairs} pairs, {points} points", where="stability", fix="use 1 or more of each")
-    trunk = deepcopy(model)
-    optimizer, done, rows = how.make(trunk), 0, []
-    wanted = sorted(set(at))
-    for k in wanted:
-        fit(trunk, images, labels, how, optimizer=optimizer, augment=augment(how), start=done, stop=k)
-        done = k
-        found = []
-        for pair in range(pairs):
-            ends = [
-                _trained(trunk, images, labels, replace(how, seed=how.seed + seed), augment, k, total)
-                for seed in (2 * pair + 1, 2 * pair + 2)
-            ]
-            found.append(_line(ends, images, how, evaluate, points))
-            listen(Event("stability", len(rows) * pairs + pair + 1, len(wanted) * pairs, f"step {k}"))
-        barriers = [barrier for *_, barrier in found]
-        barrier = sum(barriers) / pairs
-        rows.append(
-            {
-                "step": k,
-                "error": sum(error for error, *_ in found) / pairs,
-                "between": sum(between for _, between, _ in found) / pairs,
-                "barrier": barrier,
-                "barriers": barriers,
-                "stable": barrier < STABLE,
-            }
-        )
-    return rows
+    return sorted(set(at))
+
+
+def _row(step: int, found: list[tuple[float, float, float]]) -> dict[str, Any]:
+    errors, between, barriers = (list(values) for values in zip(*found, strict=True))
+    barrier = sum(barriers) / len(found)
+    return {
+        "step": step,
+        "error": sum(errors) / len(found),
+        "between": sum(between) / len(found),
+        "barrier": barrier,
+        "barriers": barriers,
+        "stable": barrier < STABLE,
+    }
 
 
 def _trained(
