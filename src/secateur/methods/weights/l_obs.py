@@ -5,7 +5,8 @@
     for each cut (i, j), lowest first:  W[i, :] -= W[i, j] / G[j, j] * G[j, :]
 
 Shapes:  W [out, in]; y [in (+1)]; G [in (+1), in (+1)].    Unit: weight.   Needs: input Hessian. Updates weights.
-Departs: rows are independent given G, so all rows take their t-th step together; the order inside a row is the paper's.
+Departs: rows are independent given G, and with G frozen the cuts of a row are a triangular system, so no cut is made on
+         its own; the order inside a row is the paper's.
          The bias takes part in the compensation and is never cut. `exact` (ours) replaces the frozen-G sequence, which
          drifts when much is cut, by the least-squares optimum with the chosen weights forced to zero. Damping is
          raised tenfold, up to 1, where H is not positive definite. Double precision throughout.
@@ -117,22 +118,25 @@ def invert(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, float]:
 def surgeon(theta: Tensor, inverse: Tensor, keep: Tensor, score: Tensor) -> Tensor:
     """The paper's sequence of single cuts with G frozen, lowest score first in every row; cut weights end at zero.
 
+    Cut t of a row pulls p_t = (theta_t - sum over u < t of p_u G_ut) / G_tt: a triangular system a row.
+
     Args:
         theta: [out, in (+1)]; inverse: G; keep, score: [out, in].
 
     Returns:
         The updated theta.
     """
-    theta = theta.clone()
     queue = torch.where(keep, torch.inf, score)
     order = torch.sort(queue, dim=1, stable=True).indices
-    counts = (~keep).sum(1)
-    diagonal = inverse.diagonal()
-    for step in range(int(counts.max()) if len(counts) else 0):
-        rows = torch.nonzero(counts > step).squeeze(1)
-        column = order[rows, step]
-        pull = theta[rows, column] / diagonal[column]
-        theta[rows] -= pull[:, None] * inverse[column]
+    pulls = torch.zeros_like(theta)
+    for row, count in enumerate((~keep).sum(1).tolist()):
+        if count:
+            places = order[row, :count]
+            among = inverse[places[:, None], places]  # [t, u]: what cut u does to the weight that cut t takes
+            pulls[row, places] = torch.linalg.solve_triangular(among, theta[row, places, None], upper=False)[
+                :, 0
+            ]
+    theta = theta - pulls @ inverse
     theta[:, : keep.shape[1]].masked_fill_(~keep, 0)
     return theta
 
