@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.report import words
 
-HEAD = ("Model", "Packed as", "In memory", "Tokens/s", "Forecast", "Off", "Prompt, ms", "Forecast")
+HEAD = ("Model", "Packed as", "In memory", "Tokens/s", "Forecast", "Off", "Prompt, ms", "Forecast, ms")
 CLOSE = 0.15  # a forecast further off than this is pointed at
 
 
