@@ -58,13 +58,14 @@ def summaries(cells: list[Row]) -> list[Row]:
         for feed, found in ((f, rows) for f, rows in by_feed.items() if rows):
             values = [c["perplexity"] for c in found]
             row[feed] = {
+                "seeds": len(found),
                 "mean": mean(values),
                 "spread": stdev(values) if len(values) > 1 else None,
                 "of_block": mean(paired) if (paired := against(found, by_feed["block"])) else None,
                 "cpu_s": min(c["cut_cpu_s"] for c in found),
                 "peak_mb": min(c["cut_peak_mb"] for c in found),
             }
-        out.append(row | {"seeds": max(map(len, by_feed.values()))})
+        out.append(row)
     return out
 
 
@@ -81,14 +82,14 @@ def tables(found: Row) -> str:
 
 def show(rows: list[Row]) -> str:
     """A row a method, sparsity and feed."""
-    flat = [{**row[feed], "feed": feed, **row} for row in rows for feed in FEEDS if feed in row]
+    flat = [{**row, "feed": feed, **row[feed]} for row in rows for feed in FEEDS if feed in row]
 
     def perplexity(row: Row) -> str:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.2f}"
         return f"{row['mean']:.2f}{spread}"
 
     def against_block(row: Row) -> str:
-        return "" if row["of_block"] is None else f"{100 * (row['of_block'] - 1):+.1f}%"
+        return "" if row["of_block"] is None or row["feed"] == "block" else f"{100 * (row['of_block'] - 1):+.1f}%"
 
     columns: dict = {"method": "method", "sparsity": "asked:.0%", "feed": "feed", "seeds": "seeds"}
     columns |= {"perplexity": perplexity, "against block": against_block}
