@@ -89,7 +89,11 @@ def show(rows: list[Row]) -> str:
         return f"{row['mean']:.2f}{spread}"
 
     def against_block(row: Row) -> str:
-        return "" if row["of_block"] is None or row["feed"] == "block" else f"{100 * (row['of_block'] - 1):+.1f}%"
+        return (
+            ""
+            if row["of_block"] is None or row["feed"] == "block"
+            else f"{100 * (row['of_block'] - 1):+.1f}%"
+        )
 
     columns: dict = {"method": "method", "sparsity": "asked:.0%", "feed": "feed", "seeds": "seeds"}
     columns |= {"perplexity": perplexity, "against block": against_block}
