@@ -95,8 +95,10 @@ def barriers(recipe: TrainingRecipe, at: tuple[int, ...]) -> list[Row]:
     """What `secateur stability` measures on one network; three points on each line."""
     job: Row = {"network": recipe.model, "at": at, "how": asdict(recipe.how), "seed": recipe.seed}
     kept = hashlib.sha256(inspect.getsource(stability).encode()).hexdigest()[:16]
-    measure = lambda: {"rows": rewinding(recipe, lambda total: at, points=3)}  # noqa: E731
-    return remembered("rewinding", job, False, kept, measure)["rows"]
+    found = remembered(
+        "rewinding", job, False, kept, lambda: {"rows": rewinding(recipe, lambda total: at, points=3)}
+    )
+    return found["rows"]
 
 
 def ticket(recipe: TrainingRecipe, step: int, sparsity: float) -> float:
@@ -107,8 +109,11 @@ def ticket(recipe: TrainingRecipe, step: int, sparsity: float) -> float:
     whole = replace(recipe, method=method, how=replace(recipe.how, epochs=epochs))
     job: Row = {"network": recipe.model, "ticket": step, "sparsity": sparsity, "how": asdict(whole.how)}
     job["seed"] = recipe.seed
-    measure = lambda: {"accuracy": float(train(whole).figures["accuracy"])}  # noqa: E731
-    return remembered("rewinding", job, False, code({"name": "lottery_ticket"}), measure)["accuracy"]
+    kept = code({"name": "lottery_ticket"})
+    found = remembered(
+        "rewinding", job, False, kept, lambda: {"accuracy": float(train(whole).figures["accuracy"])}
+    )
+    return found["accuracy"]
 
 
 def spread(key: str, values: list[float]) -> Row:

@@ -30,12 +30,13 @@ def keep_top_of_all(scores: Mapping[str, Tensor], cut: int, among: Mapping[str, 
     """
     flat = {name: (score.view(-1), among[name].view(-1)) for name, score in scores.items()}
     active = {name: int(torch.count_nonzero(mask)) for name, (_, mask) in flat.items()}
-    left = sum(active.values()) - cut
+    competing = sum(active.values())
+    left = competing - cut
     if cut <= 0:
         return {name: mask.clone() for name, mask in among.items()}
     if left <= 0:
         return {name: torch.zeros_like(mask) for name, mask in among.items()}
-    low, high = _bracket(flat, cut)
+    low, high = _bracket(flat, competing, cut)
     threshold = _within(flat, active, cut, low, high)
     if threshold is None:
         threshold = _within(flat, active, cut, -math.inf, math.inf)
@@ -55,13 +56,12 @@ def keep_top_of_all(scores: Mapping[str, Tensor], cut: int, among: Mapping[str, 
 Flat = Mapping[str, tuple[Tensor, Tensor]]
 
 
-def _bracket(flat: Flat, cut: int) -> tuple[float, float]:
-    """Two scores between which the `cut`-th lowest almost surely lies."""
+def _bracket(flat: Flat, competing: int, cut: int) -> tuple[float, float]:
+    """Two scores between which the `cut`-th lowest of those that compete almost surely lies."""
     stride = max(1, sum(len(score) for score, _ in flat.values()) // _SAMPLE)
     parts = [score[::stride][mask[::stride]] for score, mask in flat.values()]
     sample = torch.cat(parts)
-    active = sum(int(torch.count_nonzero(mask)) for _, mask in flat.values())
-    at, spread = cut * len(sample) // active, len(sample) // 50 + 1
+    at, spread = cut * len(sample) // competing, len(sample) // 50 + 1
     low = float(sample.kthvalue(at - spread).values) if at - spread >= 1 else -math.inf
     high = float(sample.kthvalue(at + spread).values) if at + spread <= len(sample) else math.inf
     return low, high

@@ -13,6 +13,8 @@ from secateur.cli.progress import progress
 from secateur.cli.table import as_json, say
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from secateur.api import Result
     from secateur.core.method import OneShot
 
@@ -49,10 +51,15 @@ def run(args: argparse.Namespace) -> int:
     from secateur.api import compress
     from secateur.engine import workers
     from secateur.engine.memory import one_heap
+    from secateur.evaluate.results import check_page
+    from secateur.io import hub
     from secateur.registry import find, make
 
     method = make(args.method, **flags.settings_of(args, find(args.method)))
     out = Path(args.out) if args.out is not None else default_out(args.model, method)
+    if args.measure:
+        check_page()
+        flags.check_file(page_of(out), args.overwrite)
     streaming = args.stream or args.resume
     one_heap()
     with workers.group(args.device), progress(args.quiet or args.json) as listen:
@@ -71,48 +78,46 @@ def run(args: argparse.Namespace) -> int:
             **flags.walk_of(args),
         )
         first = workers.rank() == 0
-        found = measured(result, listen) if first and args.measure else None
+        found = None
+        if first and args.measure:
+            assert result.folder is not None
+            model = result.model or hub.load_folder(result.folder)
+            found = measured(model, listen)
+            if not isinstance(found, str):
+                page(model, result, method, found, args)
     if first:
-        if args.measure and result.folder is not None and not isinstance(found, str):
-            page(result, method, found, args)
         tell(result, args, found)
     return 0
 
 
-def measured(result: Result, listen: Any) -> Any:
+def measured(model: nn.Module, listen: Any) -> Any:
     """The cut model's speed, forecast and measured (runtime/beside.py); or in words why there is none."""
     from secateur.engine.events import Event
     from secateur.errors import BadInput, Unsupported
-    from secateur.io import hub
     from secateur.runtime.beside import beside
 
-    if result.model is None and result.folder is not None:
-        result.model = hub.load_folder(result.folder)
-    if result.model is None:
-        return "nothing was cut"
     try:
-        return beside(
-            result.model.eval(), report=lambda done, of, what: listen(Event("measure", done, of, what))
-        )
+        return beside(model.eval(), report=lambda done, of, what: listen(Event("measure", done, of, what)))
     except (Unsupported, BadInput) as error:  # the cut is done, and stays
         return str(error)
 
 
-def page(result: Result, method: OneShot, found: Any, args: argparse.Namespace) -> None:
+def page(model: nn.Module, result: Result, method: OneShot, found: Any, args: argparse.Namespace) -> None:
     """FOLDER.html: what was cut, what it costs, and its speed forecast and measured."""
     from secateur.evaluate.bench import Bench, label
     from secateur.evaluate.results import new_results
     from secateur.report.page import write_page
 
-    assert result.model is not None and result.folder is not None
-    name, model = label(method), Path(args.model).name
-    row = Bench(result.model).measure(name, result.plan.method, result.plan, folder=result.folder)
+    assert result.folder is not None
+    name, dense = label(method), Path(args.model).name
+    row = Bench(model).measure(name, result.plan.method, result.plan, folder=result.folder)
     row |= {"seconds": result.seconds, "folder": str(result.folder), "packed": found.as_dict()}
+    row["peak_mb"] = None  # the memory of the cut was not watched
     results = new_results(
         [row],
-        title=f"{model}: {name}",
+        title=f"{dense}: {name}",
         command=flags.command_of(args),
-        model=model,
+        model=dense,
         calibration=str((result.plan.made or {}).get("calibration", "")),
     )
     write_page(results, page_of(result.folder))

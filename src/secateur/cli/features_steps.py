@@ -41,8 +41,9 @@ def _drawn(given: Path, args: argparse.Namespace) -> tuple[Descriptors, dict[str
     """Random words in the place of the descriptors of a file."""
     from secateur.io.descriptors import random_words, read_descriptors
 
-    if args.ask is not None:
-        raise BadInput("nobody is asked", where="--random", fix="leave --ask out")
+    for flag, value in (("--ask", args.ask), ("--endpoint", args.endpoint)):
+        if value is not None:
+            raise BadInput("nobody is asked", where="--random", fix=f"leave {flag} out")
     return random_words(read_descriptors(given), args.seed), {}
 
 

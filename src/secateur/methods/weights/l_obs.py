@@ -133,9 +133,8 @@ def surgeon(theta: Tensor, inverse: Tensor, keep: Tensor, score: Tensor) -> Tens
         if count:
             places = order[row, :count]
             among = inverse[places[:, None], places]  # [t, u]: what cut u does to the weight that cut t takes
-            pulls[row, places] = torch.linalg.solve_triangular(among, theta[row, places, None], upper=False)[
-                :, 0
-            ]
+            pull = torch.linalg.solve_triangular(among, theta[row, places, None], upper=False)
+            pulls[row, places] = pull.squeeze(1)
     theta = theta - pulls @ inverse
     theta[:, : keep.shape[1]].masked_fill_(~keep, 0)
     return theta
