@@ -142,10 +142,12 @@ static void compare(const sample *s, int64_t batch, int64_t threads, int64_t dty
     }
     for (int64_t b = 0; b < batch; b++)
         for (int64_t row = 0; row < rows; row++) {
-            double sum = s->m.bias ? s->m.bias[row] : 0, most = fabs(sum);
+            double sum = s->m.bias ? s->m.bias[row] : 0, most = fabs(sum), square = 0, usual = 0;
             for (int64_t c = 0; c < cols; c++) {
                 const double term = s->dense[row * cols + c] * plain[b * cols + c];
-                if (s->kept[row * cols + c]) sum += term, most += fabs(term);
+                const double w = s->dense[row * cols + c];
+                if (s->kept[row * cols + c]) sum += term, most += fabs(term), square += w * w;
+                usual += fabs(plain[b * cols + c]) / (double)cols;
             }
             float found;
             if (dtype == SECATEUR_F32) {
@@ -154,7 +156,8 @@ static void compare(const sample *s, int64_t batch, int64_t threads, int64_t dty
                 const uint32_t wide = (uint32_t)((uint16_t *)y)[b * rows + row] << 16;
                 memcpy(&found, &wide, 4);
             }
-            const double slack = 3e-6 * most + (dtype == SECATEUR_F32 ? 0 : fabs(sum) / 256) + 1e-30;
+            double slack = 3e-6 * most + (dtype == SECATEUR_F32 ? 0 : fabs(sum) / 256) + 1e-30;
+            if (dtype == SECATEUR_BF16 && s->m.scales) slack += 5 * 0x1p-12 * sqrt(square) * usual; /* x as digits */
             if (isnan(sum) ? !isnan(found) : !(fabs(found - sum) <= slack)) {
                 if (wrong++ < 10)
                     printf("kind %d dtype %d [%d, %d] group %d batch %d path %d: %g, not %g\n", (int)s->m.kind,

@@ -1,6 +1,6 @@
-/* WAY_DIGITS: whole-number weights, one column of x, in integers.  x becomes whole numbers of 31 bits where that is as
- * good as float32 (prepare.h), split in four signed digits of 8 bits; VPDPBUSD multiplies a digit of 64 columns at once,
- * and the sums are exact, so that their order does not matter.
+/* WAY_DIGITS: whole-number weights, one column of x, in integers.  x becomes whole numbers of 15, 23 or 31 bits, as many as
+ * make it as good as it was given (prepare.h), split in D signed digits of 8 bits; VPDPBUSD multiplies a digit of 64
+ * columns at once, and the sums are exact, so that their order does not matter.
  *
  * VPDPBUSD takes one side unsigned: the weights, plus 128 (128 alone where cut); 128 times the sum of x's digits is what
  * the sums start from, with a minus (job.bias).
@@ -12,45 +12,48 @@
 
 #if SECATEUR_PATH == 2
 
-INLINE void digits_rows(const job *j, const int kind, const int64_t *row, char *scratch) {
+/* A chunk of R rows; `whole`: none of its columns is behind the last. */
+INLINE void digits_chunk(const job *j, const int kind, const int D, const int R, const int whole, int64_t c, const char **p,
+                         const uint8_t **mask, const int8_t *x, __m512i (*acc)[DIGITS]) {
     const __m512i offset = _mm512_set1_epi8(-128);
-    const int64_t n = j->m->n, full = j->m->cols / CHUNK;
-    const char *p[ROWS];
-    const uint8_t *mask[ROWS];
-    __m512i acc[ROWS][DIGITS];
-    char tail[ROWS][CHUNK];
-    const int8_t *x = j->digits;
-    for (int r = 0; r < ROWS; r++) {
-        p[r] = row_values(j, kind, SECATEUR_I8, row[r], scratch + r * (j->scratch_bytes / ROWS));
-        mask[r] = kind == SECATEUR_DENSE ? 0 : j->m->mask + row[r] * j->mask_stride;
-        for (int d = 0; d < DIGITS; d++) acc[r][d] = _mm512_loadu_si512(j->bias[d]);
-    }
-    for (int64_t c = 0; c < j->chunks; c++, x += DIGITS * CHUNK) {
-        __m512i digit[DIGITS];
+    __m512i digit[DIGITS];
+    char tail[CHUNK];
 #pragma GCC unroll 4
-        for (int d = 0; d < DIGITS; d++) digit[d] = _mm512_loadu_si512(x + d * CHUNK);
-#pragma GCC unroll 2
-        for (int r = 0; r < ROWS; r++) {
-            if (kind == SECATEUR_DENSE && __builtin_expect(c == full, 0)) {
-                memset(tail[r], 0, sizeof tail[r]);
-                memcpy(tail[r], p[r], (size_t)(j->m->cols - c * CHUNK));
-                p[r] = tail[r];
-            }
-            __m512i w = _mm512_xor_si512(_mm512_loadu_si512(p[r]), offset);
-            __builtin_prefetch(p[r] + AHEAD);
-            if (kind == SECATEUR_DENSE) {
-                p[r] += CHUNK;
-            } else {
-                const uint64_t bits = mask64(j, kind, mask[r], c);
-                if ((c & 7) == 0) __builtin_prefetch(mask[r] + c * (kind == SECATEUR_TILE4 ? 2 : 8) + AHEAD / 4);
-                w = _mm512_mask_expand_epi8(offset, bits, w);
-                p[r] += kind == SECATEUR_NM ? 16 * n : __builtin_popcountll(bits);
-            }
+    for (int d = 0; d < D; d++) digit[d] = in_register(_mm512_loadu_si512(x + d * CHUNK));
 #pragma GCC unroll 4
-            for (int d = 0; d < DIGITS; d++) acc[r][d] = _mm512_dpbusd_epi32(acc[r][d], w, digit[d]);
+    for (int r = 0; r < R; r++) {
+        const char *from = kind == SECATEUR_DENSE && !whole ? end_of_row(j, SECATEUR_I8, p[r], tail) : p[r];
+        __m512i w = _mm512_xor_si512(_mm512_loadu_si512(from), offset);
+        if (kind == SECATEUR_DENSE) {
+            p[r] += CHUNK;
+        } else {
+            const uint64_t bits = mask_bits(j, kind, whole, mask[r], c);
+            ask(kind, p[r], mask[r], c);
+            w = _mm512_mask_expand_epi8(offset, bits, w);
+            p[r] += kind == SECATEUR_NM ? 16 * j->m->n : __builtin_popcountll(bits);
         }
+#pragma GCC unroll 4
+        for (int d = 0; d < D; d++) acc[r][d] = _mm512_dpbusd_epi32(acc[r][d], w, digit[d]);
     }
-    for (int r = 0; r < ROWS; r++) {
+}
+
+INLINE void digits_rows(const job *j, const int kind, const int D, const int R, const int64_t *row, char *scratch) {
+    const int64_t full = j->m->cols / CHUNK;
+    const char *p[STREAMS];
+    const uint8_t *mask[STREAMS];
+    __m512i acc[STREAMS][DIGITS];
+    const int8_t *x = j->digits;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+        p[r] = row_values(j, kind, SECATEUR_I8, row[r], scratch + r * (j->scratch_bytes / STREAMS));
+        mask[r] = kind == SECATEUR_DENSE ? 0 : j->m->mask + row[r] * j->mask_stride;
+#pragma GCC unroll 4
+        for (int d = 0; d < DIGITS; d++) acc[r][d] = d < D ? _mm512_loadu_si512(j->bias[d]) : _mm512_setzero_si512();
+    }
+    for (int64_t c = 0; c < full; c++, x += D * CHUNK) digits_chunk(j, kind, D, R, 1, c, p, mask, x, acc);
+    if (full < j->chunks) digits_chunk(j, kind, D, R, 0, full, p, mask, x, acc);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
         __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[r][0], acc[r][1]), _mm512_unpackhi_epi32(acc[r][0], acc[r][1]));
         __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[r][2], acc[r][3]), _mm512_unpackhi_epi32(acc[r][2], acc[r][3]));
         a = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
@@ -62,19 +65,20 @@ INLINE void digits_rows(const job *j, const int kind, const int64_t *row, char *
     }
 }
 
-INLINE void digits_range(const job *j, const int kind, int64_t first, int64_t last, char *scratch) {
-    const int64_t half = (last - first + 1) / 2;
-    for (int64_t i = first; i < first + half; i++) {
-        const int64_t row[ROWS] = {i, i + half < last ? i + half : i};
-        digits_rows(j, kind, row, scratch);
+INLINE void digits_range(const job *j, const int kind, const int D, int64_t first, int64_t last, char *scratch) {
+    const int R = STREAMS_OF(kind, 1);
+    for (int64_t i = first; i < first + (last - first + R - 1) / R; i++) {
+        int64_t row[STREAMS];
+        rows_of_streams(first, last, i, R, row);
+        digits_rows(j, kind, D, R, row, scratch);
     }
 }
 
 /* int4 in groups: 128 columns at a time, the even ones in the low halves of 64 bytes.  A group's sums for the two upper
- * and the two lower digits are put together (weights 0 to 15: they fit 32 bits), 8 times x's digits taken off
- * (job.offsets), made floats and scaled.
+ * and the two lower digits (D = 2: there are two) are put together (weights 0 to 15: they fit 32 bits), 8 times x's digits
+ * taken off (job.offsets), made floats and scaled.
  */
-INLINE void digits4_rows(const job *j, const int64_t *row, char *scratch) {
+INLINE void digits4_rows(const job *j, const int D, const int64_t *row, char *scratch) {
     const __m512i low = _mm512_set1_epi8(15);
     const int64_t wide = j->m->cols / 128, groups = j->m->group >= 128 ? 1 : 128 / j->m->group;
     const int shift = j->group_shift - 2;
@@ -82,20 +86,21 @@ INLINE void digits4_rows(const job *j, const int64_t *row, char *scratch) {
     /* which of up to 4 scales a lane of 8 columns takes */
     const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     const __m512i pick = groups == 4 ? lane : groups == 2 ? _mm512_srli_epi32(lane, 1) : _mm512_setzero_si512();
-    const char *p[ROWS], *scales[ROWS];
-    __m512 acc[ROWS];
-    char tail[ROWS][CHUNK];
-    for (int r = 0; r < ROWS; r++) {
-        p[r] = row_values(j, SECATEUR_DENSE, SECATEUR_I4, row[r], scratch + r * (j->scratch_bytes / ROWS));
+    const char *p[STREAMS], *scales[STREAMS];
+    __m512 acc[STREAMS];
+    char tail[STREAMS][CHUNK];
+#pragma GCC unroll 4
+    for (int r = 0; r < STREAMS; r++) {
+        p[r] = row_values(j, SECATEUR_DENSE, SECATEUR_I4, row[r], scratch + r * (j->scratch_bytes / STREAMS));
         scales[r] = (const char *)j->m->scales + row[r] * j->groups * (wide_scales ? 4 : 2);
         acc[r] = _mm512_setzero_ps();
     }
     const int8_t *x = j->digits;
     const int32_t *offset = j->offsets;
-    for (int64_t c = 0; c * 128 < j->m->cols; c++, x += 2 * DIGITS * CHUNK, offset += 32) {
+    for (int64_t c = 0; c * 128 < j->m->cols; c++, x += 2 * D * CHUNK, offset += 8 * D) {
         const int64_t at = shift >= 0 ? c >> shift : c * groups;
-#pragma GCC unroll 2
-        for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+        for (int r = 0; r < STREAMS; r++) {
             float s[4] = {0, 0, 0, 0};
             for (int64_t g = 0; g < groups && at + g < j->groups; g++)
                 s[g] = load_either(scales[r], j->m->scale_dtype, at + g);
@@ -107,11 +112,10 @@ INLINE void digits4_rows(const job *j, const int64_t *row, char *scratch) {
                 p[r] = tail[r];
             }
             const __m512i v = _mm512_loadu_si512(p[r]);
-            __builtin_prefetch(p[r] + AHEAD);
             p[r] += CHUNK;
             const __m512i even = _mm512_and_si512(v, low), odd = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
 #pragma GCC unroll 2
-            for (int half = 0; half < 2; half++) { /* the lower two digits, the upper two */
+            for (int half = 0; half < D / 2; half++) { /* the lower two digits, the upper two */
                 const int8_t *digit = x + half * 4 * CHUNK;
                 __m512i t = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(digit + 2 * CHUNK));
                 t = _mm512_dpbusd_epi32(t, odd, _mm512_loadu_si512(digit + 3 * CHUNK));
@@ -124,14 +128,15 @@ INLINE void digits4_rows(const job *j, const int64_t *row, char *scratch) {
             }
         }
     }
-    for (int r = 0; r < ROWS; r++) put(j, 0, row[r], (float)((double)sum((vf)acc[r]) * j->unit));
+#pragma GCC unroll 4
+    for (int r = 0; r < STREAMS; r++) put(j, 0, row[r], (float)((double)sum((vf)acc[r]) * j->unit));
 }
 
-INLINE void digits4_range(const job *j, int64_t first, int64_t last, char *scratch) {
-    const int64_t half = (last - first + 1) / 2;
-    for (int64_t i = first; i < first + half; i++) {
-        const int64_t row[ROWS] = {i, i + half < last ? i + half : i};
-        digits4_rows(j, row, scratch);
+INLINE void digits4_range(const job *j, const int D, int64_t first, int64_t last, char *scratch) {
+    for (int64_t i = first; i < first + (last - first + STREAMS - 1) / STREAMS; i++) {
+        int64_t row[STREAMS];
+        rows_of_streams(first, last, i, STREAMS, row);
+        digits4_rows(j, D, row, scratch);
     }
 }
 

@@ -26,6 +26,15 @@ int64_t secateur_best(void) {
     return SECATEUR_PORTABLE;
 }
 
+/* Whether VDPBF16PS is there too, which the path can do without. */
+static int pairs_do(void) {
+#ifdef SECATEUR_X86
+    return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+    return 0;
+#endif
+}
+
 static int64_t chosen = -1;
 
 int64_t secateur_path(void) {
@@ -101,7 +110,7 @@ int secateur_linear(const secateur_matrix *matrix, const void *x, void *y, int64
     const int64_t tile = m->kind == SECATEUR_TILE16 ? TALL : m->kind == SECATEUR_TILE4 ? 4 : 1;
     const int64_t units = m->kind == SECATEUR_TILE16 ? (m->rows + TALL - 1) / TALL : m->rows;
     const int64_t bytes = m->dtype == SECATEUR_I4 ? m->rows * m->cols / 2 : m->count * tile * entry;
-    job j = {.m = m, .y_dtype = dtype, .values_end = (const char *)m->values + bytes};
+    job j = {.m = m, .y_dtype = dtype, .values_end = (const char *)m->values + bytes, .pairs_do = pairs_do()};
     j.mask_stride = ((m->kind == SECATEUR_TILE4 ? m->cols / 4 : m->cols) + 7) / 8;
     j.chunks = (m->cols + CHUNK - 1) / CHUNK;
     j.groups = m->group ? m->cols / m->group : 1;
@@ -111,9 +120,9 @@ int secateur_linear(const secateur_matrix *matrix, const void *x, void *y, int64
     int64_t parts = threads <= 1 ? 1 : bytes / PART_BYTES;
     if (threads > 1 && parts < threads) parts = threads;
     if (threads > 1 && parts > threads * PARTS_A_THREAD) parts = threads * PARTS_A_THREAD;
-    if (parts > (units + 1) / 2) parts = (units + 1) / 2;
+    if (parts > (units + STREAMS - 1) / STREAMS) parts = (units + STREAMS - 1) / STREAMS;
     const int64_t entry_or_index = entry > 4 || m->kind == SECATEUR_TILE16 ? 4 : entry;
-    j.scratch_bytes = 2 * aligned(j.chunks * CHUNK * entry_or_index + OVERREAD);
+    j.scratch_bytes = STREAMS * aligned(j.chunks * CHUNK * entry_or_index + OVERREAD);
     const int64_t slab = batch < path->slab ? batch : path->slab;
     int64_t lanes = slab; /* what prepare may pad it to */
     if (slab > 1 && m->kind != SECATEUR_TILE16)
@@ -152,7 +161,6 @@ static void read_part(void *context, int64_t part) {
     for (int64_t i = 0; i + 8 <= quarter; i += 8)
         for (int k = 0; k < 4; k++) {
             const uint64_t *from = r->words + first + k * quarter + i;
-            __builtin_prefetch(from + AHEAD / 8);
             found[k] ^= (from[0] ^ from[1] ^ from[2] ^ from[3]) ^ (from[4] ^ from[5] ^ from[6] ^ from[7]);
         }
     __atomic_fetch_xor(&r->found, found[0] ^ found[1] ^ found[2] ^ found[3], __ATOMIC_RELAXED);

@@ -12,13 +12,15 @@
 #define SLAB 64       /* columns of x that one pass takes at most */
 #define CHUNK 64      /* columns of W that one step takes */
 #define OVERREAD 64   /* bytes that a vector load may reach past a row's last value */
-#define DIGITS 4      /* of 8 bits, that an entry of x has in WAY_DIGITS */
+#define DIGITS 4      /* of 8 bits, that an entry of x has at most in WAY_DIGITS */
+#define STREAMS 4     /* rows of W that are read side by side at most, each from its own part of the matrix */
 #define AHEAD 2048    /* bytes of values that are asked for before they are needed */
 
 /* How a slab of x is multiplied.  prepare.h chooses; x is laid out for it. */
 enum {
     WAY_ONE,     /* scalar, one column of x */
     WAY_DOT,     /* rows of W expanded in registers, dot products with a few columns of x */
+    WAY_PAIRS,   /* the same where W and x are bfloat16, two products an instruction */
     WAY_DIGITS,  /* the same for int8 and one column, in integers */
     WAY_MANY,    /* entry times a row of the transposed x, for many columns */
     WAY_TILE,    /* tiles of 16 rows */
@@ -35,11 +37,13 @@ typedef struct {
     int64_t lanes;        /* WAY_MANY, WAY_TILE: batch padded; x is [chunks * CHUNK, lanes] */
     int64_t pairs;        /* WAY_DOT: x is laid out even columns, odd columns, this many at a time (0: as it is) */
     int way;
+    int pairs_do;         /* the processor multiplies pairs of bfloat16 */
+    int count;            /* WAY_DIGITS: digits an entry of x has, 2 to DIGITS */
     double unit;          /* WAY_DIGITS: value of the lowest digit's 1 */
     float *x;             /* as `way` wants it, 64-byte aligned */
-    int8_t *digits;       /* [chunks, DIGITS, CHUNK]; int4: [ceil(cols / 128), DIGITS, 2, CHUNK] */
+    int8_t *digits;       /* [chunks, count, CHUNK]; int4: [ceil(cols / 128), count, 2, CHUNK] */
     int32_t bias[4][16];  /* what the digits' sums start from */
-    int32_t *offsets;     /* int4: [ceil(cols / 128), 2, 16], what a group's sums are too large by */
+    int32_t *offsets;     /* int4: [ceil(cols / 128), count / 2, 16], what a group's sums are too large by */
     char *scratch;        /* per part of the work: scratch_bytes */
     int64_t scratch_bytes;
     void *y;              /* row 0 of this slab */
@@ -118,13 +122,15 @@ INLINE uint64_t spread4(uint64_t tiles) {
 #endif
 }
 
-/* The bits of 64 columns from 64 * chunk on; past the last column there are none.  `row` is the row's mask. */
-INLINE uint64_t mask64(const job *j, int kind, const uint8_t *row, int64_t chunk) {
+/* The bits of 64 columns from 64 * chunk on; past the last column there are none.  `row` is the row's mask; `whole`: the
+ * chunk has all of its columns.
+ */
+INLINE uint64_t mask_bits(const job *j, int kind, int whole, const uint8_t *row, int64_t chunk) {
     const int64_t left = j->m->cols - chunk * CHUNK;
     uint64_t bits = 0;
-    if (kind == SECATEUR_DENSE) return left >= CHUNK ? ~0ull : (1ull << left) - 1;
+    if (kind == SECATEUR_DENSE) return whole ? ~0ull : (1ull << left) - 1;
     if (kind == SECATEUR_TILE4) {
-        if (__builtin_expect(left >= CHUNK, 1)) {
+        if (whole) {
             uint16_t tiles;
             memcpy(&tiles, row + chunk * 2, 2);
             return spread4(tiles);
@@ -132,12 +138,16 @@ INLINE uint64_t mask64(const job *j, int kind, const uint8_t *row, int64_t chunk
         memcpy(&bits, row + chunk * 2, (size_t)((left / 4 + 7) / 8));
         return spread4(bits & ((1ull << left / 4) - 1));
     }
-    if (__builtin_expect(left >= CHUNK, 1)) {
+    if (whole) {
         memcpy(&bits, row + chunk * 8, 8);
         return bits;
     }
     memcpy(&bits, row + chunk * 8, (size_t)((left + 7) / 8));
     return bits & ((1ull << left) - 1);
+}
+
+INLINE uint64_t mask64(const job *j, int kind, const uint8_t *row, int64_t chunk) {
+    return mask_bits(j, kind, __builtin_expect((chunk + 1) * CHUNK <= j->m->cols, 1), row, chunk);
 }
 
 #endif

@@ -1,9 +1,10 @@
 /* x of one slab, laid out for the way that will multiply it; which way that is, is chosen here.
  *
- * Whole-number weights and one column go the way of integers where x's largest entry is at most 2048 times what is usual:
- * rounded to 2^-30 of the largest, an entry is then off by at most 2^-20 of the usual one, to either side, which leaves the
- * sum of a hundred entries as close to the truth as float32's own rounding does.  Else floats do it.  What is usual is a
- * mean that some large entries do not move, because they may all stand where weights are cut.
+ * Whole-number weights and one column go the way of integers, with as many digits of 8 bits as it takes to be off by at
+ * most 2^-20 of the usual entry to either side, which leaves the sum of a hundred entries as close to the truth as float32's
+ * own rounding does; where x is bfloat16, whose entries are off by up to 2^-9 of themselves already, by 2^-12.  Where the
+ * largest entry is so far from the usual one that four digits do not reach, floats do it.  What is usual is a mean that
+ * some large entries do not move, because they may all stand where weights are cut.
  */
 #ifndef SECATEUR_PREPARE_H
 #define SECATEUR_PREPARE_H
@@ -118,7 +119,8 @@ INLINE void transpose_as(job *j, const void *x, int64_t dtype) {
 }
 
 #if SECATEUR_PATH == 2
-/* The whole number x is taken for, |whole| <= 2^30, so that the top digit does not overflow; its bytes are signed digits. */
+/* The whole number x is taken for, |whole| <= 2^(8 count - 2), so that the top digit does not overflow; its bytes are signed
+ * digits. */
 INLINE __m512i whole_number(vf x, __m512 factor) {
     const __m512i borrow = _mm512_set1_epi32(0x00808080);
     const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps((__m512)x, factor));
@@ -128,48 +130,51 @@ INLINE __m512i whole_number(vf x, __m512 factor) {
 INLINE __m512 factor_of(job *j, range r) {
     int exponent;
     frexpf(r.most, &exponent);
-    j->unit = ldexp(1, exponent - 30);
-    return _mm512_set1_ps(ldexpf(1, 30 - exponent));
+    const int bits = 8 * j->count - 2;
+    j->unit = ldexp(1, exponent - bits);
+    return _mm512_set1_ps(ldexpf(1, bits - exponent));
 }
 
 /* Digits of x, lowest first, and where the sums start. */
 INLINE void split_digits_as(job *j, const void *x, int64_t dtype, range r) {
     const __m512 factor = factor_of(j, r);
+    const int D = j->count;
     __m512i total[DIGITS];
     int8_t *out = j->digits;
-    for (int d = 0; d < DIGITS; d++) total[d] = _mm512_setzero_si512();
-    for (int64_t c = 0; c < j->chunks; c++, out += DIGITS * CHUNK) {
+    for (int d = 0; d < D; d++) total[d] = _mm512_setzero_si512();
+    for (int64_t c = 0; c < j->chunks; c++, out += D * CHUNK) {
         for (int q = 0; q < CHUNK; q += VL) {
             const vf plain = x_vector(x, dtype, c * CHUNK + q, j->m->cols - c * CHUNK - q);
             __m512i whole = whole_number(plain, factor);
-            for (int d = 0; d < DIGITS; d++, whole = _mm512_srli_epi32(whole, 8))
+            for (int d = 0; d < D; d++, whole = _mm512_srli_epi32(whole, 8))
                 _mm_storeu_si128((__m128i *)(out + d * CHUNK + q), _mm512_cvtepi32_epi8(whole));
         }
-        for (int d = 0; d < DIGITS; d++)
+        for (int d = 0; d < D; d++)
             total[d] = _mm512_dpbusd_epi32(total[d], _mm512_set1_epi8(1), _mm512_loadu_si512(out + d * CHUNK));
     }
-    for (int d = 0; d < DIGITS; d++)
+    for (int d = 0; d < D; d++)
         _mm512_storeu_si512(j->bias[d], _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(total[d], 7)));
 }
 
 /* For int4: 128 columns at a time, each digit's even columns, then its odd ones; and 8 times the sums of 8 columns. */
 INLINE void split_digits4_as(job *j, const void *x, int64_t dtype, range r) {
     const __m512 factor = factor_of(j, r);
+    const int D = j->count;
     int8_t *out = j->digits;
     int32_t *offset = j->offsets;
-    for (int64_t c = 0; c < j->m->cols; c += 128, out += 2 * DIGITS * CHUNK) {
+    for (int64_t c = 0; c < j->m->cols; c += 128, out += 2 * D * CHUNK) {
         for (int q = 0; q < 4; q++) {
             const int64_t at = c + 32 * q, left = j->m->cols - at;
             vf even = x_vector(x, dtype, at, left > 0 ? left : 0);
             vf odd = x_vector(x, dtype, at + VL, left > VL ? left - VL : 0);
             pair(&even, &odd);
             __m512i a = whole_number(even, factor), b = whole_number(odd, factor);
-            for (int d = 0; d < DIGITS; d++, a = _mm512_srli_epi32(a, 8), b = _mm512_srli_epi32(b, 8)) {
+            for (int d = 0; d < D; d++, a = _mm512_srli_epi32(a, 8), b = _mm512_srli_epi32(b, 8)) {
                 _mm_storeu_si128((__m128i *)(out + 2 * d * CHUNK + 16 * q), _mm512_cvtepi32_epi8(a));
                 _mm_storeu_si128((__m128i *)(out + (2 * d + 1) * CHUNK + 16 * q), _mm512_cvtepi32_epi8(b));
             }
         }
-        for (int half = 0; half < 2; half++, offset += 16) {
+        for (int half = 0; half < D / 2; half++, offset += 16) {
             const __m512i eight = _mm512_set1_epi8(8);
             __m512i t = _mm512_setzero_si512();
             for (int d = 1; d >= 0; d--) {
@@ -228,9 +233,31 @@ static void split_digits4(job *j, const void *x, int64_t dtype, range r) {
 #undef CALL
 }
 
-/* Whether whole numbers do as well as floats. */
-static int digits_do(range r) {
-    return r.finite && isfinite(r.usual) && r.most > 0x1p-90f && r.most <= 2048 * r.usual;
+/* How many digits do as well as floats; 0: none. */
+static int digits_for(const job *j, range r, int64_t dtype) {
+    const float off = (dtype == SECATEUR_F32 ? 0x1p-20f : 0x1p-12f) * r.usual;
+    if (!r.finite || !isfinite(r.usual) || r.most <= 0x1p-90f || j->m->cols > DIGITS_COLS) return 0;
+    for (int count = 2; count <= DIGITS; count++) {
+        if (count == 3 && j->m->dtype == SECATEUR_I4) continue; /* taken in twos */
+        if (ldexpf(r.most, 1 - 8 * count) <= off) return count;
+    }
+    return 0;
+}
+
+/* x as it is, for pairs; zeros behind the last column. */
+static void copy_pairs(job *j, const uint16_t *x) {
+    const int64_t cols = j->m->cols;
+    uint16_t *out = (uint16_t *)j->x;
+    for (int64_t b = 0; b < j->batch;) {
+        const int taken = group_of(j->batch - b);
+        for (int64_t c = 0; c < j->chunks; c++)
+            for (int i = 0; i < taken; i++, out += CHUNK) {
+                const int64_t left = cols - c * CHUNK;
+                if (left < CHUNK) memset(out, 0, CHUNK * 2);
+                memcpy(out, x + (b + i) * cols + c * CHUNK, (size_t)(left < CHUNK ? left : CHUNK) * 2);
+            }
+        b += taken;
+    }
 }
 #endif
 
@@ -245,15 +272,21 @@ static void prepare(job *j, const void *x, int64_t dtype) {
     }
 #if SECATEUR_PATH
     const int whole = j->batch == 1 && ((m->dtype == SECATEUR_I8 && !m->group) || m->dtype == SECATEUR_I4);
-    const int any = m->kind == SECATEUR_DENSE && !(SECATEUR_PATH == 2 && whole); /* nothing cut: any x will do */
+    const int paired = SECATEUR_PATH == 2 && j->pairs_do && m->dtype == SECATEUR_BF16 && dtype == SECATEUR_BF16;
+    const int any = m->kind == SECATEUR_DENSE && !(SECATEUR_PATH == 2 && (whole || paired)); /* nothing cut: any x will do */
     const range r = any ? (range){0, 0, 1} : measure(x, dtype, j->batch * m->cols);
     const int dot = (r.finite || m->kind == SECATEUR_DENSE) && (j->batch == 1 || dot_wins(j));
     j->pairs = PAIRS(m->dtype);
 #if SECATEUR_PATH == 2
-    if (whole && m->cols <= DIGITS_COLS && digits_do(r)) {
+    if (whole && (j->count = digits_for(j, r, dtype))) {
         j->way = WAY_DIGITS;
         if (m->dtype == SECATEUR_I8) split_digits(j, x, dtype, r);
         else split_digits4(j, x, dtype, r);
+        return;
+    }
+    if (dot && paired && r.most > 0x1p-90f) {
+        j->way = WAY_PAIRS;
+        copy_pairs(j, x);
         return;
     }
 #endif

@@ -6,6 +6,7 @@
 
 #include "digits.h"
 #include "many.h"
+#include "pairs.h"
 
 #define ALONE static __attribute__((noinline)) void
 #define ARGUMENTS const job *j, int64_t first, int64_t last, char *scratch
@@ -39,17 +40,22 @@
 #define DOT_CALL(kind, dtype, grouped) (void)0
 #endif
 #if SECATEUR_PATH == 2
-#define DIGITS_FUNCTION(kind)                                   \
-    ALONE digits_##kind(ARGUMENTS) { digits_range(j, SECATEUR_##kind, first, last, scratch); }
-#define DIGITS4_FUNCTION                                        \
-    ALONE digits4(ARGUMENTS) { digits4_range(j, first, last, scratch); }
-#define DIGITS_CALL(kind) digits_##kind(j, first, last, scratch)
-#define DIGITS4_CALL digits4(j, first, last, scratch)
+#define PAIRS_FUNCTION(kind)                                    \
+    WITH_PAIRS ALONE pairs_##kind(ARGUMENTS) { pairs_range(j, SECATEUR_##kind, first, last, scratch); }
+#define PAIRS_CALL(kind) pairs_##kind(j, first, last, scratch)
+#define DIGITS_FUNCTION(kind, D)                                \
+    ALONE digits_##kind##_##D(ARGUMENTS) { digits_range(j, SECATEUR_##kind, D, first, last, scratch); }
+#define DIGITS4_FUNCTION(D)                                     \
+    ALONE digits4_##D(ARGUMENTS) { digits4_range(j, D, first, last, scratch); }
+#define DIGITS_CALL(kind, D) digits_##kind##_##D(j, first, last, scratch)
+#define DIGITS4_CALL(D) digits4_##D(j, first, last, scratch)
 #else
-#define DIGITS_FUNCTION(kind)
-#define DIGITS4_FUNCTION
-#define DIGITS_CALL(kind) (void)0
-#define DIGITS4_CALL (void)0
+#define PAIRS_FUNCTION(kind)
+#define PAIRS_CALL(kind) (void)0
+#define DIGITS_FUNCTION(kind, D)
+#define DIGITS4_FUNCTION(D)
+#define DIGITS_CALL(kind, D) (void)0
+#define DIGITS4_CALL(D) (void)0
 #endif
 
 /* What every dtype has, and rows_KIND_DTYPE: the function for the way x is laid out for. */
@@ -76,15 +82,29 @@
         else exact_##kind##_##dtype(j, first, last, scratch);                              \
     }
 
+#define BF16_ROWS(kind)                                                                    \
+    EXACT_FUNCTIONS(kind, BF16)                                                            \
+    DOT_FUNCTION(kind, BF16, 0)                                                            \
+    PAIRS_FUNCTION(kind)                                                                   \
+    static void rows_##kind##_BF16(ARGUMENTS) {                                            \
+        if (j->way == WAY_PAIRS) PAIRS_CALL(kind);                                         \
+        else if (j->way == WAY_DOT) DOT_CALL(kind, BF16, 0);                               \
+        else exact_##kind##_BF16(j, first, last, scratch);                                 \
+    }
+
 #define INT8_ROWS(kind)                                                                    \
     EXACT_FUNCTIONS(kind, I8)                                                              \
     DOT_FUNCTION(kind, I8, 0)                                                              \
     DOT_FUNCTION(kind, I8, 1)                                                              \
     DOT_FUNCTION(kind, I8, 2)                                                              \
-    DIGITS_FUNCTION(kind)                                                                  \
+    DIGITS_FUNCTION(kind, 2)                                                               \
+    DIGITS_FUNCTION(kind, 3)                                                               \
+    DIGITS_FUNCTION(kind, 4)                                                               \
     static void rows_##kind##_I8(ARGUMENTS) {                                              \
         if (j->way == WAY_DIGITS) {                                                        \
-            DIGITS_CALL(kind);                                                             \
+            if (j->count == 2) DIGITS_CALL(kind, 2);                                       \
+            else if (j->count == 3) DIGITS_CALL(kind, 3);                                  \
+            else DIGITS_CALL(kind, 4);                                                     \
         } else if (j->way == WAY_DOT) {                                                    \
             if (j->m->group > 32) DOT_CALL(kind, I8, 2);                                   \
             else if (j->m->group) DOT_CALL(kind, I8, 1);                                   \
@@ -98,9 +118,11 @@
     EXACT_FUNCTIONS(kind, I4)                                                              \
     DOT_FUNCTION(kind, I4, 1)                                                              \
     DOT_FUNCTION(kind, I4, 2)                                                              \
-    DIGITS4_FUNCTION                                                                       \
+    DIGITS4_FUNCTION(2)                                                                    \
+    DIGITS4_FUNCTION(4)                                                                    \
     static void rows_##kind##_I4(ARGUMENTS) {                                              \
-        if (j->way == WAY_DIGITS) DIGITS4_CALL;                                            \
+        if (j->way == WAY_DIGITS && j->count == 2) DIGITS4_CALL(2);                        \
+        else if (j->way == WAY_DIGITS) DIGITS4_CALL(4);                                    \
         else if (j->way != WAY_DOT) exact_##kind##_I4(j, first, last, scratch);            \
         else if (j->m->group > 32) DOT_CALL(kind, I4, 2);                                  \
         else DOT_CALL(kind, I4, 1);                                                        \
@@ -109,7 +131,7 @@
 /* A family's function: float32, bfloat16 and int8 rows of one kind. */
 #define FAMILY(name, kind)                                                                 \
     FLOAT_ROWS(kind, F32)                                                                  \
-    FLOAT_ROWS(kind, BF16)                                                                 \
+    BF16_ROWS(kind)                                                                        \
     INT8_ROWS(kind)                                                                        \
     void PATH(secateur_##name)(ARGUMENTS);                                                 \
     void PATH(secateur_##name)(ARGUMENTS) {                                                \

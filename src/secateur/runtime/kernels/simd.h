@@ -102,33 +102,27 @@ INLINE __m512i in_register(__m512i v) {
     return v;
 }
 
-INLINE vi fetch(int kind, int dtype, int64_t n, const char **p, uint64_t bits) {
-    vi v;
-    if (dtype == SECATEUR_I4) {
-        v = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)*p));
-        *p += 16;
-        return v;
-    }
-    v = in_register(_mm512_loadu_si512(*p));
-    if (kind == SECATEUR_DENSE) {
-        *p += 64;
-        return v;
-    }
+/* 64 bytes of packed entries from p on, those that `bits` asks for spread over their columns. */
+INLINE vi spread(int kind, int dtype, const char *p, uint64_t bits) {
+    const __m512i v = in_register(_mm512_loadu_si512(p));
+    if (kind == SECATEUR_DENSE) return v;
     const __m512i zero = in_register(_mm512_setzero_si512());
-    int64_t taken;
-    if (dtype == SECATEUR_F32) {
-        taken = kind == SECATEUR_NM ? 4 * n : __builtin_popcountll(bits & 0xffff);
-        v = _mm512_mask_expand_epi32(zero, (__mmask16)bits, v);
-        *p += taken * 4;
-    } else if (dtype == SECATEUR_BF16) {
-        taken = kind == SECATEUR_NM ? 8 * n : __builtin_popcountll(bits & 0xffffffff);
-        v = _mm512_mask_expand_epi16(zero, (__mmask32)bits, v);
-        *p += taken * 2;
-    } else {
-        taken = kind == SECATEUR_NM ? 16 * n : __builtin_popcountll(bits);
-        v = _mm512_mask_expand_epi8(zero, (__mmask64)bits, v);
-        *p += taken;
+    if (dtype == SECATEUR_F32) return _mm512_mask_expand_epi32(zero, (__mmask16)bits, v);
+    if (dtype == SECATEUR_BF16) return _mm512_mask_expand_epi16(zero, (__mmask32)bits, v);
+    return _mm512_mask_expand_epi8(zero, (__mmask64)bits, v);
+}
+
+INLINE vi fetch(int kind, int dtype, int64_t n, const char **p, uint64_t bits) {
+    if (dtype == SECATEUR_I4) {
+        const vi nibbles = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)*p));
+        *p += 16;
+        return nibbles;
     }
+    const int step = STEP(dtype);
+    const vi v = spread(kind, dtype, *p, bits);
+    if (kind == SECATEUR_DENSE) *p += 64;
+    else if (kind == SECATEUR_NM) *p += step / 4 * n * entry_bytes(dtype);
+    else *p += __builtin_popcountll(step == 64 ? bits : bits & ((1ull << step % 64) - 1)) * entry_bytes(dtype);
     return v;
 }
 
