@@ -147,7 +147,7 @@ static void compare(const sample *s, int64_t batch, int64_t threads, int64_t dty
                 const double term = s->dense[row * cols + c] * plain[b * cols + c];
                 const double w = s->dense[row * cols + c];
                 if (s->kept[row * cols + c]) sum += term, most += fabs(term), square += w * w;
-                usual += fabs(plain[b * cols + c]) / (double)cols;
+                if (!isnan(plain[b * cols + c])) usual += fabs(plain[b * cols + c]) / (double)cols;
             }
             float found;
             if (dtype == SECATEUR_F32) {

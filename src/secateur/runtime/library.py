@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from secateur.errors import BadInput, one_of
+from secateur.runtime import pages
 
 ABI = 1
 PATHS = ("portable", "avx2", "avx512")
@@ -90,6 +91,7 @@ def bandwidth(megabytes: int = 256, repeats: int = 5) -> float:
     Without the kernels torch sums instead, which may be slower than memory is.
     """
     library, memory = load(), torch.ones(megabytes << 18)
+    pages.huge(memory)
     best = 0.0
     for _ in range(repeats):
         start = time.perf_counter()

@@ -4,10 +4,10 @@
 
 x is [..., C] on the CPU: float32, bfloat16 or float16, of any strides; y [..., R] is of x's dtype; sums are as exact as
 float32's. A cut weight is not there: its place in x is not multiplied, so that NaN or Inf there does not reach y.
-Whole-number weights do not round x to a byte: one column of x may be taken as whole numbers of 15, 23 or 31 bits, as many
-as are as good as float32's sums (off by at most 2^-20 of x's usual entry), or, where x is bfloat16, as good as an eighth
-of its own rounding (2^-12); where none are, floats are multiplied (kernels/prepare.h). With whole-number weights entries
-of x beyond 1e29 may overflow. Where weights and x are bfloat16, entries below 2^-126 may count as zero.
+Whole-number weights do not round x to a byte: one column of x may be taken as whole numbers of 15, 23 or 31 bits, as
+many as are as good as float32's sums (off by at most 2^-20 of x's usual entry), or, where x is bfloat16, as good as an
+eighth of its own rounding (2^-12); where none are, floats are multiplied (kernels/prepare.h). With whole-number weights
+entries of x beyond 1e29 may overflow. Where weights and x are bfloat16, entries below 2^-126 may count as zero.
 Nothing here has a gradient.
 
 `Product` is the same without the dispatcher, for a token at a time: some microseconds less a call. Where the compiled
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from secateur.errors import BadInput, Unsupported
 from secateur.io.packed import Packed, kept_of, rows_of, unpack, untiled
-from secateur.runtime import library
+from secateur.runtime import library, pages
 
 _HEAD = struct.Struct("5P8q")  # secateur_matrix of secateur.h
 _KIND = {"bitmask": 0, "nm": 1, "1x4": 2, "16x1": 3, "dense": 4}
@@ -37,6 +37,8 @@ _NAMESPACE = torch.library.Library("secateur", "DEF")
 
 class Product:
     """x [..., C] -> y [..., R] for one packed matrix, ready to be called often: what kernels need is looked up once.
+
+    Large values move to huge pages (runtime/pages.py).
 
     Args:
         packed: what `check` of packed.py lets pass; its tensors must not be moved or resized afterwards.
@@ -51,6 +53,7 @@ class Product:
         self.bias = None if bias is None else bias.detach().float().contiguous()
         _parts_fit(packed, self.bias)
         self.operator = operator_of(packed, self.bias)
+        pages.huge(packed.values)
         loaded = library.load() if packed.values.device.type == "cpu" else None
         self.call = None if loaded is None else loaded.secateur_linear
         self.head = b"" if loaded is None else _head(packed, self.bias)
