@@ -197,6 +197,14 @@ INLINE int dot_wins(const job *j) {
     const double kept = CHUNK * entries / ((double)m->rows * (double)m->cols);
     return 2.5 + 1.2 * (double)j->batch < 4 + kept * (0.4 + 0.3 * (double)(j->lanes / VL));
 }
+
+/* The same for pairs of bfloat16. */
+INLINE int pairs_win(const job *j) {
+    const secateur_matrix *m = j->m;
+    const double entries = (double)m->count * (m->kind == SECATEUR_TILE4 ? 4 : 1);
+    const double kept = CHUNK * entries / ((double)m->rows * (double)m->cols);
+    return j->batch < VL || 2.5 + 0.8 * (double)j->batch < 12 + kept * (0.4 + 0.35 * (double)(j->lanes / VL));
+}
 #endif
 
 /* The same for the two dtypes of x, each a loop of its own. */
@@ -284,7 +292,7 @@ static void prepare(job *j, const void *x, int64_t dtype) {
         else split_digits4(j, x, dtype, r);
         return;
     }
-    if (dot && paired && r.most > 0x1p-90f) {
+    if (paired && r.finite && r.most > 0x1p-90f && pairs_win(j)) {
         j->way = WAY_PAIRS;
         copy_pairs(j, x);
         return;
