@@ -2,9 +2,10 @@
 
     python benchmarks/sparse_kernels.py [--full] [--threads 1 2] [--shapes 4096x4096 ...] [--show]
 
-y = x W' with x [batch, columns] float32 (bfloat16 for torch's bfloat16, int8 and int4 weights). Every way of one shape
-is measured in the same rounds, each call on the next of some copies that do not fit in the cache; told are medians of
-the rounds, `spread` = (9th - 1st decile) / median, and the share of what memory delivers to a plain read in that run.
+y = x W' with x [batch, columns] bfloat16, as a model in bfloat16 has it; float32 for float32 weights and for torch's
+dynamic int8. Weights lie in huge pages, torch's too where they are plain. Every way of one shape is measured in the
+same rounds, each call on the next of some copies that do not fit in the cache; told are medians of the rounds,
+`spread` = (9th - 1st decile) / median, and the share of what memory delivers to a plain read in the same rounds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from common import Row, read, table, write
 from secateur.core.select import NM, Blocks, keep_top
 from secateur.io.pack import pack_bitmask, pack_blocks, pack_dense, pack_nm
 from secateur.io.packed import Packed
-from secateur.runtime import library
+from secateur.runtime import library, pages
 from secateur.runtime.ops import Product
 
 SHAPES = ("576x1536", "1536x576", "4096x4096", "11008x4096", "49152x576")
@@ -48,7 +49,7 @@ class Way:
     sparsity: float
     bytes: int
     calls: list[Callable[[Tensor], object]]
-    x_dtype: torch.dtype = torch.float32
+    x_dtype: torch.dtype
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,23 +73,18 @@ def run(args: argparse.Namespace) -> None:
     batches = (1, 4, 16, 64) if args.full else (1, 16)
     sparsities = (0.5, 0.6, 0.7, 0.8, 0.9) if args.full else (0.5, 0.7, 0.9)
     rows: list[Row] = []
-    speeds: dict[int, list[float]] = {threads: [] for threads in args.threads}
     with torch.inference_mode():
         for shape in args.shapes:
             ways = make(shape, sparsities)
             for threads in args.threads:
                 torch.set_num_threads(threads)
-                speeds[threads].append(library.bandwidth())
                 for batch in batches:
-                    rows += measure(ways, shape, batch, threads, args.rounds)
-                speeds[threads].append(library.bandwidth())
+                    found = measure(ways, shape, batch, threads, args.rounds)
+                    memory = found[-1]["gb_s"]  # what `plain_read` got
+                    rows += [{**row, "share": row["gb_s"] / memory} for row in found]
             print(f"  {time.strftime('%H:%M:%S')}  {shape}", file=sys.stderr, flush=True)
-    memory = {threads: max(found) for threads, found in speeds.items()}
-    for row in rows:
-        row["share"] = row["gb_s"] * 1e9 / memory[row["threads"]]
     command = f"python benchmarks/sparse_kernels.py {' '.join(sys.argv[1:])}".strip()
-    facts = {"command": command, "memory_gb_s": {str(t): round(v / 1e9, 1) for t, v in memory.items()}}
-    write("sparse-kernels", rows, args, **facts, kernels=library.features(), met=met(rows))
+    write("sparse-kernels", rows, args, command=command, kernels=library.features(), met=met(rows))
 
 
 def measure(ways: list[Way], shape: str, batch: int, threads: int, rounds: int) -> list[Row]:
@@ -157,7 +153,21 @@ def make(shape: str, sparsities: tuple[float, ...]) -> list[Way]:
             kept = tiles.select(weight.abs(), sparsity)
             for name in ("bf16", "int8"):
                 ways.append(ours(kind, name, sparsity, pack_blocks(weight, kind, kept, dtype=DTYPES[name])))
-    return ways + torchs(weight)
+    return [*ways, *torchs(weight), plain_read()]
+
+
+def plain_read() -> Way:
+    """Memory read without doing anything with it, by the kernels' library: 32 MiB a call, of eight times as much."""
+    block, loaded = 32 << 20, library.load()
+    assert loaded is not None, "install with a C compiler"
+    memory = torch.ones(8 * block >> 2)
+    pages.huge(memory)
+
+    def read(at: int) -> Callable[[Tensor], object]:
+        return lambda _: loaded.secateur_read(memory.data_ptr() + at, block, torch.get_num_threads())
+
+    calls = [read(at * block) for at in range(8)]
+    return Way("memory", "plain read", "", 0.0, block, calls, torch.float32)
 
 
 def ours(kind: str, dtype: str, sparsity: float, packed: Packed) -> Way:
@@ -165,7 +175,8 @@ def ours(kind: str, dtype: str, sparsity: float, packed: Packed) -> Way:
         replace(packed, **{name: tensor.clone() for name, tensor in packed.tensors.items()})
         for _ in range(COLD // packed.bytes + 1)
     ]
-    return Way("secateur", kind, dtype, sparsity, packed.bytes, [Product(copy) for copy in copies])
+    x_dtype = torch.float32 if dtype == "fp32" else torch.bfloat16
+    return Way("secateur", kind, dtype, sparsity, packed.bytes, [Product(copy) for copy in copies], x_dtype)
 
 
 def torchs(weight: Tensor) -> list[Way]:
@@ -199,6 +210,7 @@ def torchs(weight: Tensor) -> list[Way]:
     def plain(of: Tensor) -> Callable[[], Callable[[Tensor], object]]:
         def one() -> Callable[[Tensor], object]:
             held = of.clone()
+            pages.huge(held)
             return lambda x: F.linear(x, held)
 
         return one
@@ -230,7 +242,7 @@ def best_dense(rows: list[Row], like: Row, makers: tuple[str, ...] = ("secateur"
     dense = [
         r
         for r in same
-        if r["maker"] in makers and r["sparsity"] == 0 and r["dtype"].split()[0] == like["dtype"].split()[0]
+        if r["maker"] in makers and r["sparsity"] == 0 and r["dtype"].split()[:1] == like["dtype"].split()[:1]
     ]
     return min(dense, key=lambda r: r["ms"])
 
@@ -259,7 +271,7 @@ def met(rows: list[Row]) -> dict[str, Row]:
 def tables(found: Row) -> str:
     """Batch 1 in full; from which sparsity on sparse wins; the aims."""
     rows = found["rows"]
-    parts = [f"Memory, read plainly: {found['memory_gb_s']} GB/s by number of threads.\n"]
+    parts = []
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     for threads in sorted({row["threads"] for row in rows}):
         parts.append(f"\nBatch 1, {threads} threads: ms (GB/s, share of memory's)\n")

@@ -38,7 +38,7 @@ _NAMESPACE = torch.library.Library("secateur", "DEF")
 class Product:
     """x [..., C] -> y [..., R] for one packed matrix, ready to be called often: what kernels need is looked up once.
 
-    Large values move to huge pages (runtime/pages.py).
+    Large parts move to huge pages (runtime/pages.py).
 
     Args:
         packed: what `check` of packed.py lets pass; its tensors must not be moved or resized afterwards.
@@ -53,7 +53,8 @@ class Product:
         self.bias = None if bias is None else bias.detach().float().contiguous()
         _parts_fit(packed, self.bias)
         self.operator = operator_of(packed, self.bias)
-        pages.huge(packed.values)
+        for part in packed.tensors.values():
+            pages.huge(part)
         loaded = library.load() if packed.values.device.type == "cpu" else None
         self.call = None if loaded is None else loaded.secateur_linear
         self.head = b"" if loaded is None else _head(packed, self.bias)
