@@ -252,7 +252,7 @@ def machine() -> dict[str, Any]:
     """What the times of this machine depend on, besides the number of threads."""
     return {
         "cpu": _cpu(),
-        "kernels": [library.ABI, library.features()["path"]],
+        "kernels": [library.digest(), library.features()["path"]],
         "torch": torch.__version__,
     }
 

@@ -7,6 +7,7 @@ with one `KernelsMissing` warning. SECATEUR_KERNELS chooses a path for a process
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import time
 import warnings
@@ -70,6 +71,13 @@ def features() -> dict[str, Any]:
     paths = PATHS[: library.secateur_best() + 1]
     pool = "OpenMP of torch" if openmp() else "own"
     return known | {"path": PATHS[library.secateur_path()], "paths": list(paths), "pool": pool}
+
+
+@cache
+def digest() -> str:
+    """Of the compiled kernels, as they lie in their file: others have other times. Empty where there are none."""
+    library = load()
+    return "" if library is None else hashlib.sha256(Path(library._name).read_bytes()).hexdigest()[:16]
 
 
 def use(path: str) -> None:

@@ -79,60 +79,74 @@ INLINE void digits_range(const job *j, const int kind, const int D, int64_t firs
     }
 }
 
+/* The scales of 128 columns, `count` of them (1, 2 or 4), each in the lanes of its columns (8 a lane). */
+INLINE __m512 scales_of(const char *from, int64_t dtype, int64_t count) {
+    const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const __m512i pick = count == 4 ? lane : _mm512_srli_epi32(lane, 1);
+    __m128i some = _mm_setzero_si128();
+    if (count == 1) return _mm512_set1_ps(load_either(from, dtype, 0));
+    if (dtype == SECATEUR_F32 && count == 4) memcpy(&some, from, 16);
+    else if (dtype == SECATEUR_F32 || count == 4) memcpy(&some, from, 8);
+    else memcpy(&some, from, 4);
+    if (dtype != SECATEUR_F32) some = _mm_slli_epi32(_mm_cvtepu16_epi32(some), 16);
+    return _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_castsi128_ps(some)));
+}
+
 /* int4 in groups: 128 columns at a time, the even ones in the low halves of 64 bytes.  A group's sums for the two upper
  * and the two lower digits (D = 2: there are two) are put together (weights 0 to 15: they fit 32 bits), 8 times x's digits
- * taken off (job.offsets), made floats and scaled.
+ * taken off (job.offsets), made floats and scaled.  `whole`: none of the columns is behind the last.
  */
-INLINE void digits4_rows(const job *j, const int D, const int64_t *row, char *scratch) {
+INLINE void digits4_chunk(const job *j, const int D, const int whole, int64_t c, const char **p, const char *const *scales,
+                          const int8_t *x, const int32_t *offset, __m512 *acc) {
     const __m512i low = _mm512_set1_epi8(15);
-    const int64_t wide = j->m->cols / 128, groups = j->m->group >= 128 ? 1 : 128 / j->m->group;
-    const int shift = j->group_shift - 2;
-    const int wide_scales = j->m->scale_dtype == SECATEUR_F32;
-    /* which of up to 4 scales a lane of 8 columns takes */
-    const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    const __m512i pick = groups == 4 ? lane : groups == 2 ? _mm512_srli_epi32(lane, 1) : _mm512_setzero_si512();
+    const int64_t count = j->m->group >= 128 ? 1 : 128 / j->m->group, width = j->m->scale_dtype == SECATEUR_F32 ? 4 : 2;
+    const int64_t at = j->group_shift >= 2 ? c >> (j->group_shift - 2) : c * count;
+    char tail[CHUNK], few[16];
+#pragma GCC unroll 4
+    for (int r = 0; r < STREAMS; r++) {
+        const char *from = p[r], *scaled = scales[r] + at * width;
+        if (!whole) {
+            memset(tail, 0x88, sizeof tail);
+            memcpy(tail, from, (size_t)(j->m->cols % 128) / 2);
+            memset(few, 0, sizeof few);
+            memcpy(few, scaled, (size_t)((j->groups - at) * width));
+            from = tail;
+            scaled = few;
+        }
+        const __m512 scale = scales_of(scaled, j->m->scale_dtype, count);
+        const __m512i v = _mm512_loadu_si512(from);
+        p[r] += CHUNK;
+        const __m512i even = _mm512_and_si512(v, low), odd = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+#pragma GCC unroll 2
+        for (int half = 0; half < D / 2; half++) { /* the lower two digits, the upper two */
+            const int8_t *digit = x + half * 4 * CHUNK;
+            __m512i t = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(digit + 2 * CHUNK));
+            t = _mm512_dpbusd_epi32(t, odd, _mm512_loadu_si512(digit + 3 * CHUNK));
+            t = _mm512_slli_epi32(t, 8);
+            t = _mm512_dpbusd_epi32(t, even, _mm512_loadu_si512(digit));
+            t = _mm512_dpbusd_epi32(t, odd, _mm512_loadu_si512(digit + CHUNK));
+            t = _mm512_sub_epi32(t, _mm512_loadu_si512(offset + 16 * half));
+            const __m512 step = half ? _mm512_mul_ps(scale, _mm512_set1_ps(65536)) : scale;
+            acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t), step, acc[r]);
+        }
+    }
+}
+
+INLINE void digits4_rows(const job *j, const int D, const int64_t *row, char *scratch) {
+    const int64_t full = j->m->cols / 128, width = j->m->scale_dtype == SECATEUR_F32 ? 4 : 2;
     const char *p[STREAMS], *scales[STREAMS];
     __m512 acc[STREAMS];
-    char tail[STREAMS][CHUNK];
+    const int8_t *x = j->digits;
+    const int32_t *offset = j->offsets;
 #pragma GCC unroll 4
     for (int r = 0; r < STREAMS; r++) {
         p[r] = row_values(j, SECATEUR_DENSE, SECATEUR_I4, row[r], scratch + r * (j->scratch_bytes / STREAMS));
-        scales[r] = (const char *)j->m->scales + row[r] * j->groups * (wide_scales ? 4 : 2);
+        scales[r] = (const char *)j->m->scales + row[r] * j->groups * width;
         acc[r] = _mm512_setzero_ps();
     }
-    const int8_t *x = j->digits;
-    const int32_t *offset = j->offsets;
-    for (int64_t c = 0; c * 128 < j->m->cols; c++, x += 2 * D * CHUNK, offset += 8 * D) {
-        const int64_t at = shift >= 0 ? c >> shift : c * groups;
-#pragma GCC unroll 4
-        for (int r = 0; r < STREAMS; r++) {
-            float s[4] = {0, 0, 0, 0};
-            for (int64_t g = 0; g < groups && at + g < j->groups; g++)
-                s[g] = load_either(scales[r], j->m->scale_dtype, at + g);
-            const __m512 scale = groups == 1 ? _mm512_set1_ps(s[0])
-                                             : _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_loadu_ps(s)));
-            if (__builtin_expect(c == wide, 0)) {
-                memset(tail[r], 0x88, sizeof tail[r]);
-                memcpy(tail[r], p[r], (size_t)(j->m->cols - c * 128) / 2);
-                p[r] = tail[r];
-            }
-            const __m512i v = _mm512_loadu_si512(p[r]);
-            p[r] += CHUNK;
-            const __m512i even = _mm512_and_si512(v, low), odd = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
-#pragma GCC unroll 2
-            for (int half = 0; half < D / 2; half++) { /* the lower two digits, the upper two */
-                const int8_t *digit = x + half * 4 * CHUNK;
-                __m512i t = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(digit + 2 * CHUNK));
-                t = _mm512_dpbusd_epi32(t, odd, _mm512_loadu_si512(digit + 3 * CHUNK));
-                t = _mm512_slli_epi32(t, 8);
-                t = _mm512_dpbusd_epi32(t, even, _mm512_loadu_si512(digit));
-                t = _mm512_dpbusd_epi32(t, odd, _mm512_loadu_si512(digit + CHUNK));
-                t = _mm512_sub_epi32(t, _mm512_loadu_si512(offset + 16 * half));
-                const __m512 step = half ? _mm512_mul_ps(scale, _mm512_set1_ps(65536)) : scale;
-                acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t), step, acc[r]);
-            }
-        }
-    }
+    for (int64_t c = 0; c < full; c++, x += 2 * D * CHUNK, offset += 8 * D)
+        digits4_chunk(j, D, 1, c, p, scales, x, offset, acc);
+    if (full * 128 < j->m->cols) digits4_chunk(j, D, 0, full, p, scales, x, offset, acc);
 #pragma GCC unroll 4
     for (int r = 0; r < STREAMS; r++) put(j, 0, row[r], (float)((double)sum((vf)acc[r]) * j->unit));
 }
