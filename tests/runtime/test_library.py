@@ -151,3 +151,19 @@ def test_a_driver_under_the_sanitizers_finds_nothing(tmp_path: Path, sanitizer: 
     done = subprocess.run([str(tmp_path / "secateur_driver")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.strip().endswith("products, all as they should be")
+
+
+@pytest.mark.slow
+def test_the_portable_path_is_right_on_arm(tmp_path: Path) -> None:
+    """Cross-compiled for 64-bit ARM and run in its emulator; Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("no compiler or no emulator for 64-bit ARM here (gcc-aarch64-linux-gnu, qemu-user)")
+    sources = sorted((ROOT / "src/secateur/runtime/kernels").glob("*.c"))
+    driver = tmp_path / "driver"
+    flags = "-O2 -std=gnu11 -fno-math-errno -ffp-contract=off -Wall -Wextra -Werror -DSECATEUR_PATH=0 -static"
+    inputs = [*map(str, sources), str(ROOT / "tests/runtime/sanitize.c")]
+    subprocess.run([compiler, *flags.split(), *inputs, "-o", str(driver), "-lpthread", "-lm"], check=True)
+    done = subprocess.run([emulator, str(driver)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.strip().endswith("products, all as they should be")
