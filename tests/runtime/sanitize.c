@@ -80,7 +80,7 @@ static sample make(int64_t kind, int64_t dtype, int64_t rows, int64_t cols, int6
     const int64_t size = dtype == SECATEUR_F32 ? 4 : dtype == SECATEUR_BF16 ? 2 : 1;
     const int64_t bytes = dtype == SECATEUR_I4 ? rows * cols / 2 : m->count * tile * size;
     m->values = exactly(bytes);
-    if (kind != SECATEUR_DENSE && units * stride) memcpy(exact = exactly(units * stride), mask, (size_t)(units * stride));
+    if (kind != SECATEUR_DENSE && units > 0 && stride > 0) memcpy(exact = exactly(units * stride), mask, (size_t)(units * stride));
     m->mask = exact;
     m->offsets = kind == SECATEUR_NM || kind == SECATEUR_DENSE ? 0 : offsets;
     if (!m->offsets) free(offsets);
