@@ -44,7 +44,10 @@ def test_a_weight_is_rounded_once_until_it_changes(monkeypatch: pytest.MonkeyPat
         assert torch.equal(torch.nn.functional.linear(x, weight), 3 * first)
         for value in range(20):  # temporary tensors may have the address of an earlier one
             assert float(torch.nn.functional.linear(x, torch.full((8, 8), float(value))).max()) == value
-        assert len(mode._weights) == 8, "a bounded number is held"
+        weights = [torch.full((8, 8), float(value)) for value in range(20)]  # no address twice
+        assert [float(torch.nn.functional.linear(x, weight).max()) for weight in weights] == list(range(20))
+        held = [weight() for weight, _, _ in mode._weights.values()]
+        assert all(a is b for a, b in zip(held, weights[-8:], strict=True)), "a bounded number is held"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
