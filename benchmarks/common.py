@@ -137,6 +137,13 @@ def read(name: str) -> Row:
     return json.loads(path.read_text())
 
 
+def others(name: str, rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+    """Rows that benchmarks/results/NAME.json holds for other values of `keys` than those of `rows`."""
+    mine = {tuple(row[key] for key in keys) for row in rows}
+    held = read(name)["rows"] if (RESULTS / f"{name}.json").is_file() else []
+    return [row for row in held if tuple(row[key] for key in keys) not in mine]
+
+
 def table(rows: Sequence[Row], columns: dict[str, str | Callable[[Row], str]]) -> str:
     """A Markdown table. columns: head -> key of the row (with an optional format, "key:.2f") or a function."""
 

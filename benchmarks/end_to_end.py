@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import CACHE, HERE, MODEL, QUIET, RESULTS, Row, data, model_folder, read, table, write
+from common import CACHE, HERE, MODEL, QUIET, Row, data, model_folder, others, read, table, write
 
 PROMPT, READ = 32, 128
 SHAPE = {  # TinyLlama's
@@ -111,9 +111,7 @@ def run(args: argparse.Namespace) -> None:
 def keep(jobs: list[Row], found: list[list[Row]], args: argparse.Namespace) -> None:
     """Write what has been measured so far; rows that are not measured in this call stay."""
     rows = [summary(job, measured) for job, measured in zip(jobs, found, strict=True) if measured]
-    mine = {(row["model"], row["system"], row["threads"]) for row in rows}
-    held = read("end_to_end")["rows"] if (RESULTS / "end_to_end.json").is_file() else []
-    rows += [row for row in held if (row["model"], row["system"], row["threads"]) not in mine]
+    rows += others("end_to_end", rows, ("model", "system", "threads"))
     order = list(SYSTEMS)
     rows.sort(key=lambda row: (row["model"], row["threads"], order.index(row["system"])))
     quality = {(row["model"], row["system"]): row["perplexity"] for row in rows if row["perplexity"]}

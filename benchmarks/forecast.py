@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import HERE, MODEL, QUIET, RESULTS, Row, read, table, write
+from common import HERE, MODEL, QUIET, Row, others, read, table, write
 from end_to_end import cut, prepared
 
 AIM = 0.15
@@ -73,9 +73,7 @@ def run(args: argparse.Namespace) -> None:
 def keep(jobs: list[Row], found: list[list[Row]], args: argparse.Namespace) -> None:
     """Write what has been measured so far; rows that are not measured in this call stay."""
     rows = [summary(job, measured) for job, measured in zip(jobs, found, strict=True) if measured]
-    mine = {(row["model"], row["way"], row["threads"]) for row in rows}
-    held = read("forecast")["rows"] if (RESULTS / "forecast.json").is_file() else []
-    rows += [row for row in held if (row["model"], row["way"], row["threads"]) not in mine]
+    rows += others("forecast", rows, ("model", "way", "threads"))
     order = list(WAYS)
     rows.sort(key=lambda row: (row["model"], order.index(row["way"]), row["threads"]))
     worst = max(rows, key=lambda row: abs(row["off"]))

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import RESULTS, Row, process, read, table, write
+from common import Row, others, process, read, table, write
 
 from secateur.recover.l1_softmax import Point, walk_path
 
@@ -75,8 +75,7 @@ def run(args: argparse.Namespace) -> None:
         job = {"part": part, "seconds": args.seconds, "values": args.values}
         print(f"  {time.strftime('%H:%M:%S')}  {part}", file=sys.stderr, flush=True)
         found.append({"part": part, **process([sys.executable, __file__, "--part", json.dumps(job)])})
-    held = read("softmax_path")["rows"] if (RESULTS / "softmax_path.json").is_file() else []
-    rows = [row for row in held if row["part"] not in args.parts] + found
+    rows = others("softmax_path", found, ("part",)) + found
     rows.sort(key=lambda row: PARTS.index(row["part"]))
     command = f"python benchmarks/softmax_path.py {' '.join(sys.argv[1:])}".strip()
     write("softmax_path", rows, args, command=command)

@@ -19,9 +19,12 @@ _HUGE, _NOW = 14, 25  # MADV_HUGEPAGE; MADV_COLLAPSE, of Linux 6.1
 
 
 def huge(tensor: Tensor) -> bool:
-    """Ask that the tensor's memory lies in huge pages; whether it does now. Its values stay where and what they are."""
+    """Ask that the tensor's memory lies in huge pages; whether it does now. Its values stay where and what they are.
+
+    Memory that torch did not take itself, as a mapped file, is left alone: some kernels would read all of it now.
+    """
     advise = _advise()
-    if advise is None or tensor.device.type != "cpu":
+    if advise is None or tensor.device.type != "cpu" or not tensor.untyped_storage().resizable():
         return False
     first = -(-tensor.data_ptr() // PAGE) * PAGE
     size = (tensor.data_ptr() + tensor.nbytes) // PAGE * PAGE - first

@@ -71,7 +71,7 @@ INLINE void digits_rows(const job *j, const int kind, const int D, const int R, 
 }
 
 INLINE void digits_range(const job *j, const int kind, const int D, int64_t first, int64_t last, char *scratch) {
-    const int R = STREAMS_OF(kind, 1);
+    const int R = STREAMS_OF(kind);
     for (int64_t i = first; i < first + (last - first + R - 1) / R; i++) {
         int64_t row[STREAMS];
         rows_of_streams(first, last, i, R, row);

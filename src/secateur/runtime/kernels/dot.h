@@ -4,7 +4,7 @@
  * Streams of rows: row i of each quarter of the range go together (of each half, where W is sparse or x has more columns),
  * so that each stream runs through memory in order; rows next to each other would restart the processor's look-ahead at
  * each.  Four dense streams without a word are as fast as memory is; sparse ones, whose loads lie across cache lines, ask
- * ahead (kinds of streams and distances: by measurement on Zen 4, see docs/faster.md).
+ * ahead (how many and how far: by measurement on Zen 4).
  */
 #ifndef SECATEUR_DOT_H
 #define SECATEUR_DOT_H
@@ -34,7 +34,7 @@ INLINE const char *end_of_row(const job *j, int dtype, const char *p, char *tail
     return tail;
 }
 
-#define STREAMS_OF(kind, B) ((kind) == SECATEUR_DENSE && (B) == 1 ? STREAMS : 2)
+#define STREAMS_OF(kind) ((kind) == SECATEUR_DENSE ? STREAMS : 2) /* for one column of x */
 
 /* Ask ahead for a sparse row: its values, and a cache line of its mask where one begins. */
 INLINE void ask(int kind, const char *values, const uint8_t *mask, int64_t chunk) {
@@ -155,7 +155,7 @@ INLINE void dot_columns(const job *j, const int kind, const int dtype, const int
 
 INLINE void dot_range(const job *j, const int kind, const int dtype, const int grouped, int64_t first, int64_t last,
                       char *scratch) {
-    if (j->batch == 1) dot_columns(j, kind, dtype, grouped, STREAMS_OF(kind, 1), first, last, scratch);
+    if (j->batch == 1) dot_columns(j, kind, dtype, grouped, STREAMS_OF(kind), first, last, scratch);
     else dot_columns(j, kind, dtype, grouped, 2, first, last, scratch);
 }
 
