@@ -1,14 +1,18 @@
-"""Huge pages: values stay, small tensors and mapped files are left alone."""
+"""Rooms in huge pages: apart from each other, whole pages where the system has them, gone with their last tensor."""
 
 from __future__ import annotations
 
-import mmap
+import gc
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 from secateur.runtime import pages
+
+here = pytest.mark.skipif(not pages.there_are(), reason="this system gives out no huge pages")
 
 
 def in_huge_pages(tensor: torch.Tensor) -> int:
@@ -24,24 +28,51 @@ def in_huge_pages(tensor: torch.Tensor) -> int:
     return 0
 
 
-def test_a_large_tensor_moves_to_huge_pages_and_keeps_its_values() -> None:
-    tensor = torch.arange(4 << 20)
-    if not pages.huge(tensor):
-        pytest.skip("no huge pages here: not Linux 6.1, switched off, or no memory in one piece")
-    assert in_huge_pages(tensor) >= 16 << 10
-    assert torch.equal(tensor, torch.arange(4 << 20))
-    assert pages.huge(tensor)
+@here
+def test_all_of_a_large_tensor_lies_in_huge_pages() -> None:
+    tensor = pages.copied(torch.arange(3 << 20))  # 24 MiB
+    if not in_huge_pages(tensor):
+        pytest.skip("no memory in one piece")
+    assert tensor.data_ptr() % pages.PAGE == 0 and in_huge_pages(tensor) >= 24 << 10
+    assert torch.equal(tensor, torch.arange(3 << 20))
 
 
-def test_what_cannot_move_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not pages.huge(torch.ones(1000))
-    assert not pages.huge(torch.ones(0))
-    file = tmp_path / "weights"
-    file.write_bytes(bytes(range(256)) * (16 << 10))
-    mapped = torch.from_file(str(file), size=4 << 20, dtype=torch.uint8)
-    assert not pages.huge(mapped)
-    assert mapped[:512].tolist() == list(range(256)) * 2
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as held:
-        assert not pages.huge(torch.frombuffer(held, dtype=torch.uint8))  # as io/tensors.py maps a folder
-    monkeypatch.setattr(pages, "_advise", lambda: None)
-    assert not pages.huge(torch.ones(4 << 20))
+@here
+def test_small_rooms_lie_side_by_side_and_go_with_the_last() -> None:
+    rooms = [pages.room(nbytes) for nbytes in (100, 1 << 20, 3, 64)]
+    for before, after in pairwise(rooms):
+        gap = after.data_ptr() - before.data_ptr()
+        assert before.nbytes <= gap < before.nbytes + 64 or after.data_ptr() % pages.PAGE == 0
+        assert after.data_ptr() % 64 == 0
+    block = pages._Block.held
+    assert block is not None and block() is not None
+    del rooms, before, after
+    gc.collect()
+    assert block() is None
+
+
+def test_threads_get_rooms_of_their_own() -> None:
+    def fill(value: int) -> torch.Tensor:
+        return pages.room(997 * (value + 1)).fill_(value)
+
+    with ThreadPoolExecutor(8) as pool:
+        filled = list(pool.map(fill, range(200)))
+    assert all(bool((room == value).all()) for value, room in enumerate(filled))
+
+
+def test_more_than_a_block_and_nothing() -> None:
+    assert pages.room(0).shape == (0,)
+    room = pages.room(pages.BLOCK + 1).fill_(7)
+    assert room.shape == (pages.BLOCK + 1,) and int(room[-1]) == 7
+    turned = torch.arange(6.0).view(2, 3).t()
+    assert torch.equal(pages.copied(turned), turned) and pages.copied(turned).is_contiguous()
+    assert pages.copied(torch.zeros(0, 4, dtype=torch.bfloat16)).shape == (0, 4)
+
+
+def test_without_huge_pages_memory_is_torchs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = tmp_path / "enabled"
+    monkeypatch.setattr(pages, "_SWITCH", switch)
+    assert not pages.there_are()
+    switch.write_text("always madvise [never]\n")
+    assert not pages.there_are()
+    assert pages.room(1000).untyped_storage().resizable()

@@ -22,6 +22,7 @@ from secateur.runtime import library
 from secateur.runtime.choice import AIMS, COLD, Cache, Choice, Terms, choose
 from secateur.runtime.linear import PackedLinear, TwoWays, bytes_of
 from secateur.runtime.prepacked import PrepackedLinear
+from secateur.runtime.settle import settle
 from secateur.runtime.ways import (
     VALUES,
     Pattern,
@@ -156,10 +157,9 @@ def accelerate(
         raise BadInput("is in training mode", where=type(model).__name__, fix="call model.eval()")
     terms = Terms(values, group, tolerance, aim, ways)
     found, notes = targets(model)
-    notes += _general(found, model)
     before = model_bytes(model)
     seen, wanted = _run(model, found, example)
-    done = Acceleration([], before, before, notes, torch.get_num_threads())
+    done = Acceleration([], before, before, notes + _general(found, model), torch.get_num_threads())
     told = report or (lambda stage, done, of, what: None)
     planned = _choices(
         found, {t.name: (batch, seen.get(t.name, prompt)) for t in found}, terms, (cache, again), told
@@ -175,6 +175,7 @@ def accelerate(
         raise
     for place in done._places:
         place.old = place.old if place.tied else None
+    settle(model)
     return done
 
 

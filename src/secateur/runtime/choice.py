@@ -31,6 +31,7 @@ from secateur.io.files import write_atomic
 from secateur.io.hub import cache_folder
 from secateur.runtime import library
 from secateur.runtime.linear import bytes_of
+from secateur.runtime.settle import settle
 from secateur.runtime.ways import Pattern, Target, build, error_of, tolerance_of, ways_of
 
 VERSION = 2  # of this file's rules: another one makes every cached choice void
@@ -106,6 +107,7 @@ def choose(
         if not error <= bound:
             raced.append(Raced(way, error=error, bytes=size, out=f"off by {error:.1e}"))
             continue
+        settle(module)  # as it will lie; what it shares with dense is its own from now on
         found = [race(target.module, module, x, cold) for x in inputs]
         for kept, (dense, _) in zip(seconds, found, strict=True):
             kept.append(dense)
@@ -190,6 +192,8 @@ class Runner:
     def __init__(self, module: nn.Module, x: Tensor, cold: int) -> None:
         count = min(cold // max(bytes_of(module), 1), COPIES)
         copies = [module, *(copy.deepcopy(module) for _ in range(count))]
+        for one in copies[1:]:
+            settle(one)
         self.x, self.next = x, itertools.cycle([one.forward for one in copies])
         for one in copies:
             one.forward(x)

@@ -98,13 +98,12 @@ def bandwidth(megabytes: int = 256, repeats: int = 5) -> float:
 
     Without the kernels torch sums instead, which may be slower than memory is.
     """
-    library, memory = load(), torch.ones(megabytes << 18)
-    pages.huge(memory)
+    library, memory = load(), pages.room(megabytes << 20).fill_(1)
     best = 0.0
     for _ in range(repeats):
         start = time.perf_counter()
         if library is None:
-            memory.sum()
+            memory.view(torch.float32).sum()
         else:
             library.secateur_read(memory.data_ptr(), memory.nbytes, torch.get_num_threads())
         best = max(best, memory.nbytes / (time.perf_counter() - start))

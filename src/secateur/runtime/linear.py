@@ -153,7 +153,10 @@ class PackedLinear(nn.Module):
             raise BadInput(f"the bias is {list(bias.shape)}, not [{packed.shape[0]}]", where="bias")
         parts = {**packed.tensors, "bias": bias, "layout": _layout(packed)}
         for name in _PARTS:
-            setattr(self, name, parts.get(name))
+            part = parts.get(name)
+            setattr(
+                self, name, None if part is None else part.detach()
+            )  # no view, whose base would stay behind
         self._product = None
         self._ready(checked)
 
@@ -164,6 +167,11 @@ class PackedLinear(nn.Module):
             check(packed, "PackedLinear")
         self._product = Product(packed, self.bias)
         return self._product
+
+    def moved(self) -> None:
+        """The buffers, checked before, lie elsewhere in memory now."""
+        if self._product is not None:
+            self._ready(checked=True)
 
     def _weight(self) -> Tensor:
         weight = unpack(self.packed).to(self.dtype)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from secateur.errors import BadInput, Unsupported
 from secateur.io.packed import Packed, kept_of, rows_of, unpack, untiled
-from secateur.runtime import library, pages
+from secateur.runtime import library
 
 _HEAD = struct.Struct("5P8q")  # secateur_matrix of secateur.h
 _KIND = {"bitmask": 0, "nm": 1, "1x4": 2, "16x1": 3, "dense": 4}
@@ -37,8 +37,6 @@ _NAMESPACE = torch.library.Library("secateur", "DEF")
 
 class Product:
     """x [..., C] -> y [..., R] for one packed matrix, ready to be called often: what kernels need is looked up once.
-
-    Large parts move to huge pages (runtime/pages.py).
 
     Args:
         packed: what `check` of packed.py lets pass; its tensors must not be moved or resized afterwards.
@@ -53,8 +51,6 @@ class Product:
         self.bias = None if bias is None else bias.detach().float().contiguous()
         _parts_fit(packed, self.bias)
         self.operator = operator_of(packed, self.bias)
-        for part in packed.tensors.values():
-            pages.huge(part)
         loaded = library.load() if packed.values.device.type == "cpu" else None
         self.call = None if loaded is None else loaded.secateur_linear
         self.head = b"" if loaded is None else _head(packed, self.bias)

@@ -33,7 +33,7 @@ INLINE void digits_chunk(const job *j, const int kind, const int D, const int R,
             p[r] += CHUNK;
         } else {
             const uint64_t bits = mask_bits(j, kind, whole, mask[r], c);
-            ask(kind, p[r], mask[r], c);
+            ask(kind, SECATEUR_I8, p[r]);
             w = _mm512_mask_expand_epi8(offset, bits, w);
             p[r] += kind == SECATEUR_NM ? 16 * j->m->n : __builtin_popcountll(bits);
         }
@@ -55,6 +55,7 @@ INLINE void digits_rows(const job *j, const int kind, const int D, const int R, 
 #pragma GCC unroll 4
         for (int d = 0; d < DIGITS; d++) acc[r][d] = d < D ? _mm512_loadu_si512(j->bias[d]) : _mm512_setzero_si512();
     }
+#pragma GCC unroll 2
     for (int64_t c = 0; c < full; c++, x += D * CHUNK) digits_chunk(j, kind, D, R, 1, c, p, mask, x, acc);
     if (full < j->chunks) digits_chunk(j, kind, D, R, 0, full, p, mask, x, acc);
 #pragma GCC unroll 4

@@ -36,18 +36,25 @@ INLINE const char *end_of_row(const job *j, int dtype, const char *p, char *tail
 
 #define STREAMS_OF(kind) ((kind) == SECATEUR_DENSE ? STREAMS : 2) /* for one column of x */
 
-/* Ask ahead for a sparse row: its values, and a cache line of its mask where one begins. */
-INLINE void ask(int kind, const char *values, const uint8_t *mask, int64_t chunk) {
+/* Ask ahead for what a chunk of a sparse row takes of its values, about half of them kept; for its mask, eight bytes, the
+ * processor does it unasked. */
+INLINE void ask(int kind, int dtype, const char *values) {
     if (kind == SECATEUR_DENSE) return;
-    __builtin_prefetch(values + AHEAD);
-    if ((chunk & 7) == 0) __builtin_prefetch(mask + chunk * (kind == SECATEUR_TILE4 ? 2 : 8) + AHEAD / 4);
+#pragma GCC unroll 2
+    for (int at = 0; at < CHUNK / 2 * entry_bytes(dtype); at += 64) __builtin_prefetch(values + AHEAD + at);
 }
 
-/* Row i of the range's streams; where the last ones have ended, row i again. */
+/* Row i of the range's streams; where the last one has ended, row i again.  Each begins a third of its part later than the
+ * one before and comes round: streams at the same place of parts of 2^n bytes get in each other's way in memory.
+ */
 INLINE void rows_of_streams(int64_t first, int64_t last, int64_t i, const int R, int64_t *row) {
     const int64_t part = (last - first + R - 1) / R;
 #pragma GCC unroll 4
-    for (int r = 0; r < R; r++) row[r] = i + r * part < last ? i + r * part : i;
+    for (int r = 0; r < R; r++) {
+        int64_t at = i + r * (part / 3);
+        if (at >= first + part) at -= part;
+        row[r] = at + r * part < last ? at + r * part : i;
+    }
 }
 
 /* A chunk of R rows times B columns of x, `x` its first; `whole`: none of its columns is behind the last.  For one column
@@ -68,7 +75,7 @@ INLINE void dot_chunk(const job *j, const int kind, const int dtype, const int g
     for (int r = 0; r < R; r++) {
         bits[r] = kind == SECATEUR_DENSE ? 0 : mask_bits(j, kind, whole, mask[r], c);
         if (kind == SECATEUR_DENSE && !whole) p[r] = end_of_row(j, dtype, p[r], tail[r]);
-        ask(kind, p[r], mask[r], c);
+        ask(kind, dtype, p[r]);
         if (grouped == WIDE_GROUPS) {
             scale[r][0] = scale[r][1] = load_either(scales[r], j->m->scale_dtype, c >> shift);
         } else if (grouped) {

@@ -10,6 +10,7 @@
 #define TALL 16
 #define PART_BYTES (512 << 10) /* about what a part of the work reads */
 #define PARTS_A_THREAD 8
+#define PARTS_OF_ONE 2            /* the same for one row of x: a part's streams take their time to get going */
 
 int64_t secateur_abi(void) { return SECATEUR_ABI; }
 
@@ -119,7 +120,8 @@ int secateur_linear(const secateur_matrix *matrix, const void *x, void *y, int64
 
     int64_t parts = threads <= 1 ? 1 : bytes / PART_BYTES;
     if (threads > 1 && parts < threads) parts = threads;
-    if (threads > 1 && parts > threads * PARTS_A_THREAD) parts = threads * PARTS_A_THREAD;
+    const int64_t most = threads * (batch == 1 ? PARTS_OF_ONE : PARTS_A_THREAD);
+    if (threads > 1 && parts > most) parts = most;
     if (parts > (units + STREAMS - 1) / STREAMS) parts = (units + STREAMS - 1) / STREAMS;
     const int64_t entry_or_index = entry > 4 || m->kind == SECATEUR_TILE16 ? 4 : entry;
     j.scratch_bytes = STREAMS * aligned(j.chunks * CHUNK * entry_or_index + OVERREAD);

@@ -29,7 +29,7 @@ WITH_PAIRS INLINE void pairs_chunk(const job *j, const int kind, const int B, co
             continue;
         }
         bits[r] = mask_bits(j, kind, whole, mask[r], c);
-        ask(kind, p[r], mask[r], c);
+        ask(kind, SECATEUR_BF16, p[r]);
         from[r][1] = p[r] + 2 * (kind == SECATEUR_NM ? 8 * j->m->n : __builtin_popcountll(bits[r] & 0xffffffff));
         p[r] += 2 * (kind == SECATEUR_NM ? 16 * j->m->n : __builtin_popcountll(bits[r]));
     }
