@@ -1,6 +1,6 @@
 """Memory in huge pages (Linux): weights that are read through once a token, at one page-table entry for 2 MiB.
 
-With entries for 4 KiB a product of 4096 x 4096 in the kernels takes a tenth to a sixth longer (docs/faster.md). Small
+With entries for 4 KiB a product of 4096 x 4096 in the kernels takes about a tenth longer (docs/faster.md). Small
 tensors lie side by side in blocks of 32 MiB, larger ones in one of their own; a block goes when its last tensor does.
 """
 

@@ -1,7 +1,4 @@
-"""settle(model): the weights that packed layers multiply move into huge pages (runtime/pages.py).
-
-settle(model)          # accelerate() does it
-"""
+"""settle(model), which accelerate() ends with: the weights of packed layers move into huge pages (runtime/pages.py)."""
 
 from __future__ import annotations
 
