@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.io.packed import Packed
+from secateur.io.packed import Packed, rows_of
 from secateur.runtime import library, pages
 from secateur.runtime.embedding import PackedEmbedding
 from secateur.runtime.linear import PackedLinear, TwoWays
@@ -66,17 +66,18 @@ def test_what_shares_memory_goes_on_sharing_it() -> None:
         torch.testing.assert_close((both(x[:2]), both(x)), wanted)
 
 
-def test_a_head_on_its_embedding_and_a_row_of_it() -> None:
+def test_a_head_on_its_embedding_and_a_layer_on_some_of_its_rows() -> None:
     head = packed(out=48)
-    table = PackedEmbedding(head.packed)
-    model = nn.ModuleList([head, table])
-    ids = torch.tensor([3, 47])
-    wanted = table(ids)
-    settle(model)
-    assert head.values.data_ptr() == table.values.data_ptr()
-    assert torch.equal(table(ids), wanted)
-    one = head.values[5:9]  # what is seen of the storage stays where it is in it
-    assert one.storage_offset() == 5
+    table, part = PackedEmbedding(head.packed), PackedLinear(rows_of(head.packed, 16, 40))
+    ids, x = torch.tensor([3, 47]), torch.randn(2, 64)
+    apart = part.values.data_ptr() - head.values.data_ptr()
+    assert apart > 0
+    with torch.no_grad():
+        wanted = table(ids), part(x)
+        settle(nn.ModuleList([head, table, part]))
+        torch.testing.assert_close((table(ids), part(x)), wanted, rtol=0, atol=0)
+    assert head.values.data_ptr() == table.values.data_ptr() == part.values.data_ptr() - apart
+    assert pages.holds(part.values) and pages.holds(part.mask)  # type: ignore[arg-type]
 
 
 def test_mapped_weights_come_off_their_file(tmp_path: Path) -> None:

@@ -107,7 +107,6 @@ def choose(
         if not error <= bound:
             raced.append(Raced(way, error=error, bytes=size, out=f"off by {error:.1e}"))
             continue
-        settle(module)  # as it will lie; what it shares with dense is its own from now on
         found = [race(target.module, module, x, cold) for x in inputs]
         for kept, (dense, _) in zip(seconds, found, strict=True):
             kept.append(dense)
@@ -192,8 +191,8 @@ class Runner:
     def __init__(self, module: nn.Module, x: Tensor, cold: int) -> None:
         count = min(cold // max(bytes_of(module), 1), COPIES)
         copies = [module, *(copy.deepcopy(module) for _ in range(count))]
-        for one in copies[1:]:
-            settle(one)
+        for one in copies:
+            settle(one)  # as it will lie; what it shares with dense is its own from now on
         self.x, self.next = x, itertools.cycle([one.forward for one in copies])
         for one in copies:
             one.forward(x)

@@ -153,10 +153,10 @@ class PackedLinear(nn.Module):
             raise BadInput(f"the bias is {list(bias.shape)}, not [{packed.shape[0]}]", where="bias")
         parts = {**packed.tensors, "bias": bias, "layout": _layout(packed)}
         for name in _PARTS:
-            part = parts.get(name)
-            setattr(
-                self, name, None if part is None else part.detach()
-            )  # no view, whose base would stay behind
+            part = parts.get(
+                name
+            )  # detached: of a view the base would hold the memory that `settle` moves out of
+            setattr(self, name, None if part is None else part.detach())
         self._product = None
         self._ready(checked)
 
