@@ -171,7 +171,8 @@ static void compare(const sample *s, int64_t batch, int64_t threads, int64_t dty
 }
 
 int main(void) {
-    static const int64_t shapes[][2] = {{0, 64}, {1, 1}, {3, 0}, {5, 3}, {7, 64}, {17, 96}, {33, 100}, {20, 132}, {48, 256}, {9, 320}};
+    static const int64_t shapes[][2] = {{0, 64}, {1, 1}, {3, 0}, {5, 3}, {7, 64}, {17, 96}, {33, 100}, {20, 132}, {48, 256}, {9, 320},
+                                       {13, 8260}};
     static const int64_t batches[] = {0, 1, 2, 5, 9, 16, 35, 64, 66};
     for (int64_t path = 0; path <= secateur_best(); path++) {
         secateur_use(path);

@@ -122,6 +122,47 @@ def test_the_notice_does_not_come_where_the_kernels_are() -> None:
         assert library.load() is not None
 
 
+_AT_THE_EDGE = """
+import ctypes, mmap, torch
+from dataclasses import replace
+from secateur.runtime import library, ops
+from tests.runtime.matrices import every
+
+libc = ctypes.CDLL(None, use_errno=True)
+PAGE = mmap.PAGESIZE
+held = []
+
+def at_the_edge(tensor):  # its last byte is the last one that may be read
+    room = (tensor.nbytes + PAGE - 1) // PAGE * PAGE
+    memory = mmap.mmap(-1, room + PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(ctypes.c_void_p(start + room), ctypes.c_size_t(PAGE), 0) == 0
+    held.append(memory)
+    moved = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=room - tensor.nbytes)
+    return moved.view(tensor.shape).copy_(tensor)
+
+for path in library.features()["paths"]:
+    library.use(path)
+    for columns in (132, 68, 124):
+        for name, packed in every(20, columns):
+            tensors = {key: at_the_edge(t) if t.numel() else t for key, t in packed.tensors.items()}
+            product, wanted = ops.Product(replace(packed, **tensors)), ops.Product(packed)
+            for batch in (1, 2, 9, 40):
+                x = torch.randn(batch, columns)
+                for given in (x, x.bfloat16()):
+                    assert torch.equal(product(given), wanted(given)), (path, columns, name, batch)
+print("read no further")
+"""
+
+
+@needs_kernels
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards a page with Linux's mprotect")
+def test_nothing_is_read_past_the_last_byte() -> None:
+    """Every kind, dtype and path on memory that ends where the next page may not be touched."""
+    done = subprocess.run([sys.executable, "-c", _AT_THE_EDGE], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.strip()) == (0, "read no further"), done.stderr[-2000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_a_driver_under_the_sanitizers_finds_nothing(tmp_path: Path, sanitizer: str) -> None:

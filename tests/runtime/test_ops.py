@@ -367,6 +367,17 @@ def test_without_kernels_the_rows_are_taken_in_tiles(monkeypatch: pytest.MonkeyP
         assert torch.equal(ops.Product(packed)(x).isnan(), slow(packed, x)[0].isnan())
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(13, 8260), (4, 8320)])
+def test_long_rows_are_the_oracle(path: str, rows: int, columns: int) -> None:
+    """Past 4,096 columns of float32 or 8,192 of bfloat16 the kernels read more rows side by side."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(1, columns, generator=generator)
+    for _, packed in every(rows, columns):
+        product = ops.Product(packed)
+        for dtype in (torch.float32, torch.bfloat16):
+            close(packed, x.to(dtype), None, product(x.to(dtype)))
+
+
 def test_a_wide_matrix_is_what_torch_multiplies(path: str) -> None:
     packed = pack("bitmask", torch.randn(300, 4096), torch.rand(300, 4096) < 0.5, dtype=torch.bfloat16)
     x = torch.randn(2, 4096)

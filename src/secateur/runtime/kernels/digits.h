@@ -25,7 +25,7 @@ INLINE void digits_chunk(const job *j, const int kind, const int D, const int R,
     char tail[CHUNK];
 #pragma GCC unroll 4
     for (int d = 0; d < D; d++) digit[d] = in_register(_mm512_loadu_si512(x + d * CHUNK));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         const char *from = kind == SECATEUR_DENSE && !whole ? end_of_row(j, SECATEUR_I8, p[r], tail) : p[r];
         __m512i w = _mm512_xor_si512(_mm512_loadu_si512(from), offset);
@@ -33,7 +33,7 @@ INLINE void digits_chunk(const job *j, const int kind, const int D, const int R,
             p[r] += CHUNK;
         } else {
             const uint64_t bits = mask_bits(j, kind, whole, mask[r], c);
-            ask(kind, SECATEUR_I8, p[r]);
+            ask(kind, SECATEUR_I8, R, p[r]);
             w = _mm512_mask_expand_epi8(offset, bits, w);
             p[r] += kind == SECATEUR_NM ? 16 * j->m->n : __builtin_popcountll(bits);
         }
@@ -48,7 +48,7 @@ INLINE void digits_rows(const job *j, const int kind, const int D, const int R, 
     const uint8_t *mask[STREAMS];
     __m512i acc[STREAMS][DIGITS];
     const int8_t *x = j->digits;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         p[r] = row_values(j, kind, SECATEUR_I8, row[r], scratch + r * (j->scratch_bytes / STREAMS));
         mask[r] = kind == SECATEUR_DENSE ? 0 : j->m->mask + row[r] * j->mask_stride;
@@ -58,7 +58,7 @@ INLINE void digits_rows(const job *j, const int kind, const int D, const int R, 
 #pragma GCC unroll 2 /* 2% less time on sparse rows */
     for (int64_t c = 0; c < full; c++, x += D * CHUNK) digits_chunk(j, kind, D, R, 1, c, p, mask, x, acc);
     if (full < j->chunks) digits_chunk(j, kind, D, R, 0, full, p, mask, x, acc);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[r][0], acc[r][1]), _mm512_unpackhi_epi32(acc[r][0], acc[r][1]));
         __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[r][2], acc[r][3]), _mm512_unpackhi_epi32(acc[r][2], acc[r][3]));
@@ -71,13 +71,17 @@ INLINE void digits_rows(const job *j, const int kind, const int D, const int R, 
     }
 }
 
-INLINE void digits_range(const job *j, const int kind, const int D, int64_t first, int64_t last, char *scratch) {
-    const int R = STREAMS_OF(kind);
+INLINE void digits_streams(const job *j, const int kind, const int D, const int R, int64_t first, int64_t last, char *scratch) {
     for (int64_t i = first; i < first + (last - first + R - 1) / R; i++) {
         int64_t row[STREAMS];
         rows_of_streams(first, last, i, R, row);
         digits_rows(j, kind, D, R, row, scratch);
     }
+}
+
+INLINE void digits_range(const job *j, const int kind, const int D, int64_t first, int64_t last, char *scratch) {
+    if (is_long(j, kind, D * CHUNK, 12)) digits_streams(j, kind, D, D < DIGITS ? STREAMS : 4, first, last, scratch);
+    else digits_streams(j, kind, D, STREAMS_OF(kind), first, last, scratch);
 }
 
 /* The scales of 128 columns, `count` of them (1, 2 or 4), each in the lanes of its columns (8 a lane). */
@@ -104,7 +108,7 @@ INLINE void digits4_chunk(const job *j, const int D, const int whole, int64_t c,
     const int64_t at = j->group_shift >= 2 ? c >> (j->group_shift - 2) : c * count;
     char tail[CHUNK], few[16];
 #pragma GCC unroll 4
-    for (int r = 0; r < STREAMS; r++) {
+    for (int r = 0; r < 4; r++) {
         const char *from = p[r], *scaled = scales[r] + at * width;
         if (!whole) {
             memset(tail, 0x88, sizeof tail);
@@ -140,7 +144,7 @@ INLINE void digits4_rows(const job *j, const int D, const int64_t *row, char *sc
     const int8_t *x = j->digits;
     const int32_t *offset = j->offsets;
 #pragma GCC unroll 4
-    for (int r = 0; r < STREAMS; r++) {
+    for (int r = 0; r < 4; r++) {
         p[r] = row_values(j, SECATEUR_DENSE, SECATEUR_I4, row[r], scratch + r * (j->scratch_bytes / STREAMS));
         scales[r] = (const char *)j->m->scales + row[r] * j->groups * width;
         acc[r] = _mm512_setzero_ps();
@@ -149,13 +153,13 @@ INLINE void digits4_rows(const job *j, const int D, const int64_t *row, char *sc
         digits4_chunk(j, D, 1, c, p, scales, x, offset, acc);
     if (full * 128 < j->m->cols) digits4_chunk(j, D, 0, full, p, scales, x, offset, acc);
 #pragma GCC unroll 4
-    for (int r = 0; r < STREAMS; r++) put(j, 0, row[r], (float)((double)sum((vf)acc[r]) * j->unit));
+    for (int r = 0; r < 4; r++) put(j, 0, row[r], (float)((double)sum((vf)acc[r]) * j->unit));
 }
 
 INLINE void digits4_range(const job *j, const int D, int64_t first, int64_t last, char *scratch) {
-    for (int64_t i = first; i < first + (last - first + STREAMS - 1) / STREAMS; i++) {
+    for (int64_t i = first; i < first + (last - first + 3) / 4; i++) {
         int64_t row[STREAMS];
-        rows_of_streams(first, last, i, STREAMS, row);
+        rows_of_streams(first, last, i, 4, row);
         digits4_rows(j, D, row, scratch);
     }
 }

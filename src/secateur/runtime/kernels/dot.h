@@ -4,7 +4,8 @@
  * Streams of rows: row i of each quarter of the range go together (of each half, where W is sparse or x has more columns),
  * so that each stream runs through memory in order; rows next to each other would restart the processor's look-ahead at
  * each.  Four dense streams without a word are as fast as memory is; sparse ones, whose loads lie across cache lines, ask
- * ahead (how many and how far: by measurement on Zen 4).
+ * ahead (how many and how far: by measurement on Zen 4).  x is read again for each R rows: where it is so long that the
+ * level-1 cache does not keep it beside them, six sparse streams that ask less far take a quarter less time.
  */
 #ifndef SECATEUR_DOT_H
 #define SECATEUR_DOT_H
@@ -34,24 +35,30 @@ INLINE const char *end_of_row(const job *j, int dtype, const char *p, char *tail
     return tail;
 }
 
-#define STREAMS_OF(kind) ((kind) == SECATEUR_DENSE ? STREAMS : 2) /* for one column of x */
+#define STREAMS_OF(kind) ((kind) == SECATEUR_DENSE ? 4 : 2) /* for one column of x */
+
+/* Whether x, `bytes` of it a chunk, is too long for two streams: `most` KB were not (Zen 4, 32 KB of level 1). */
+INLINE int is_long(const job *j, int kind, int64_t bytes, int64_t most) {
+    return SECATEUR_PATH == 2 && kind != SECATEUR_DENSE && j->chunks * bytes > most << 10;
+}
 
 /* Ask ahead for what a chunk of a sparse row takes of its values, about half of them kept; for its mask, eight bytes, the
  * processor does it unasked. */
-INLINE void ask(int kind, int dtype, const char *values) {
+INLINE void ask(int kind, int dtype, const int R, const char *values) {
+    const char *ahead = values + (R > 2 ? NEAR : AHEAD);
     if (kind == SECATEUR_DENSE) return;
 #pragma GCC unroll 2
-    for (int at = 0; at < CHUNK / 2 * entry_bytes(dtype); at += 64) __builtin_prefetch(values + AHEAD + at);
+    for (int at = 0; at < CHUNK / 2 * entry_bytes(dtype); at += 64) __builtin_prefetch(ahead + at);
 }
 
-/* Row i of the range's streams; where the last one has ended, row i again.  Each begins a third of its part later than the
+/* Row i of the range's streams; where the last one has ended, row i again.  Each begins somewhat later in its part than the
  * one before and comes round: streams at the same place of parts of 2^n bytes get in each other's way in memory.
  */
 INLINE void rows_of_streams(int64_t first, int64_t last, int64_t i, const int R, int64_t *row) {
     const int64_t part = (last - first + R - 1) / R;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-        int64_t at = i + r * (part / 3);
+        int64_t at = i + r * (part * 2 / (2 * R + 1));
         if (at >= first + part) at -= part;
         row[r] = at + r * part < last ? at + r * part : i;
     }
@@ -71,11 +78,11 @@ INLINE void dot_chunk(const job *j, const int kind, const int dtype, const int g
     vf part[STREAMS];
     vi raw[STREAMS];
     char tail[STREAMS][CHUNK * 4];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         bits[r] = kind == SECATEUR_DENSE ? 0 : mask_bits(j, kind, whole, mask[r], c);
         if (kind == SECATEUR_DENSE && !whole) p[r] = end_of_row(j, dtype, p[r], tail[r]);
-        ask(kind, dtype, p[r]);
+        ask(kind, dtype, R, p[r]);
         if (grouped == WIDE_GROUPS) {
             scale[r][0] = scale[r][1] = load_either(scales[r], j->m->scale_dtype, c >> shift);
         } else if (grouped) {
@@ -87,7 +94,7 @@ INLINE void dot_chunk(const job *j, const int kind, const int dtype, const int g
     for (int at = 0; at < CHUNK / VL; at++) {
         const int v = at % per_step, done = at / per_step * STEP(dtype), half = at * VL / 32;
         vf f[STREAMS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             if (v == 0) raw[r] = fetch(kind, dtype, j->m->n, &p[r], bits[r] >> done);
             f[r] = floats(dtype, raw[r], v);
@@ -96,7 +103,7 @@ INLINE void dot_chunk(const job *j, const int kind, const int dtype, const int g
 #pragma GCC unroll 8
         for (int b = 0; b < B; b++) {
             const vf xv = load(x + b * CHUNK + at * VL);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 if (!grouped || B > 1) {
                     acc[r][b][at % ways] = muladd(f[r], xv, acc[r][b][at % ways]);
@@ -116,7 +123,7 @@ INLINE void dot_rows(const job *j, const int kind, const int dtype, const int gr
     const char *p[STREAMS], *scales[STREAMS];
     const uint8_t *mask[STREAMS];
     vf acc[STREAMS][8][4];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         p[r] = row_values(j, kind, dtype, row[r], scratch + r * (j->scratch_bytes / STREAMS));
         mask[r] = kind == SECATEUR_DENSE ? 0 : j->m->mask + row[r] * j->mask_stride;
@@ -129,7 +136,7 @@ INLINE void dot_rows(const job *j, const int kind, const int dtype, const int gr
     for (int64_t c = 0; c < full; c++, x += B * CHUNK)
         dot_chunk(j, kind, dtype, grouped, B, R, 1, c, p, mask, scales, x, acc);
     if (full < j->chunks) dot_chunk(j, kind, dtype, grouped, B, R, 0, full, p, mask, scales, x, acc);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int b = 0; b < B; b++) {
@@ -162,7 +169,8 @@ INLINE void dot_columns(const job *j, const int kind, const int dtype, const int
 
 INLINE void dot_range(const job *j, const int kind, const int dtype, const int grouped, int64_t first, int64_t last,
                       char *scratch) {
-    if (j->batch == 1) dot_columns(j, kind, dtype, grouped, STREAMS_OF(kind), first, last, scratch);
+    if (j->batch == 1 && is_long(j, kind, CHUNK * 4, 16)) dot_columns(j, kind, dtype, grouped, STREAMS, first, last, scratch);
+    else if (j->batch == 1) dot_columns(j, kind, dtype, grouped, STREAMS_OF(kind), first, last, scratch);
     else dot_columns(j, kind, dtype, grouped, 2, first, last, scratch);
 }
 

@@ -11,10 +11,11 @@
 #define INLINE static inline __attribute__((always_inline))
 #define SLAB 64       /* columns of x that one pass takes at most */
 #define CHUNK 64      /* columns of W that one step takes */
-#define OVERREAD 64   /* bytes that a vector load may reach past a row's last value */
+#define OVERREAD 320  /* bytes that may be read past a row's last value: a vector, and what N:4 has for 60 columns more */
 #define DIGITS 4      /* of 8 bits, that an entry of x has at most in WAY_DIGITS */
-#define STREAMS 4     /* rows of W that are read side by side at most, each from its own part of the matrix */
-#define AHEAD 2048    /* bytes of values that are asked for before they are needed */
+#define STREAMS 6     /* rows of W that are read side by side at most, each from its own part of the matrix */
+#define AHEAD 2048    /* bytes of values that are asked for before they are needed, of each of two streams */
+#define NEAR 512      /* the same where there are more */
 
 /* How a slab of x is multiplied.  prepare.h chooses; x is laid out for it. */
 enum {

@@ -18,7 +18,7 @@ WITH_PAIRS INLINE void pairs_chunk(const job *j, const int kind, const int B, co
     const char *from[STREAMS][2];
     uint64_t bits[STREAMS];
     char tail[STREAMS][CHUNK * 2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         from[r][0] = p[r];
         if (kind == SECATEUR_DENSE) {
@@ -29,19 +29,19 @@ WITH_PAIRS INLINE void pairs_chunk(const job *j, const int kind, const int B, co
             continue;
         }
         bits[r] = mask_bits(j, kind, whole, mask[r], c);
-        ask(kind, SECATEUR_BF16, p[r]);
+        ask(kind, SECATEUR_BF16, R, p[r]);
         from[r][1] = p[r] + 2 * (kind == SECATEUR_NM ? 8 * j->m->n : __builtin_popcountll(bits[r] & 0xffffffff));
         p[r] += 2 * (kind == SECATEUR_NM ? 16 * j->m->n : __builtin_popcountll(bits[r]));
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
         __m512i w[STREAMS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) w[r] = spread(kind, SECATEUR_BF16, from[r][half], bits[r] >> HALF * half);
 #pragma GCC unroll 8
         for (int b = 0; b < B; b++) {
             const __m512bh xs = (__m512bh)_mm512_loadu_si512(x + b * CHUNK + HALF * half);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 __m512 *to = &acc[r][b][B == 1 ? half : 0];
                 *to = _mm512_dpbf16_ps(*to, (__m512bh)w[r], xs);
@@ -56,7 +56,7 @@ WITH_PAIRS INLINE void pairs_rows(const job *j, const int kind, const int B, con
     const char *p[STREAMS];
     const uint8_t *mask[STREAMS];
     __m512 acc[STREAMS][8][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         p[r] = row_values(j, kind, SECATEUR_BF16, row[r], scratch + r * (j->scratch_bytes / STREAMS));
         mask[r] = kind == SECATEUR_DENSE ? 0 : j->m->mask + row[r] * j->mask_stride;
@@ -65,7 +65,7 @@ WITH_PAIRS INLINE void pairs_rows(const job *j, const int kind, const int B, con
     }
     for (int64_t c = 0; c < full; c++, x += B * CHUNK) pairs_chunk(j, kind, B, R, 1, c, p, mask, x, acc);
     if (full < j->chunks) pairs_chunk(j, kind, B, R, 0, full, p, mask, x, acc);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int b = 0; b < B; b++)
@@ -90,7 +90,8 @@ WITH_PAIRS INLINE void pairs_columns(const job *j, const int kind, const int R, 
 }
 
 WITH_PAIRS INLINE void pairs_range(const job *j, const int kind, int64_t first, int64_t last, char *scratch) {
-    if (j->batch == 1) pairs_columns(j, kind, STREAMS_OF(kind), first, last, scratch);
+    if (j->batch == 1 && is_long(j, kind, CHUNK * 2, 16)) pairs_columns(j, kind, STREAMS, first, last, scratch);
+    else if (j->batch == 1) pairs_columns(j, kind, STREAMS_OF(kind), first, last, scratch);
     else pairs_columns(j, kind, 2, first, last, scratch);
 }
 
