@@ -112,6 +112,99 @@ INLINE void tile_range(const job *j, const int dtype, const int grouped, int64_t
     }
 }
 
+#if SECATEUR_PATH == 2
+/* int8 and one column of x, in integers (digits.h).  Four kept tiles are 64 bytes, in the order that VPDPBUSD multiplies
+ * with four digits of x for each row; so the digits of a band's kept columns are laid side by side first.
+ *
+ * They go to to[0 .. D-1], zeros behind them, what they sum to goes to `totals`; returns how many columns there are. */
+INLINE int64_t pick_digits(const job *j, const int D, int64_t band, const char *tiles, int8_t *const *to, int32_t *totals) {
+    const uint8_t *mask = j->m->mask + band * j->mask_stride;
+    const int8_t *x = j->digits;
+    int64_t count = 0;
+    for (int64_t c = 0; c < j->chunks; c++, x += D * CHUNK) {
+        const uint64_t bits = mask64(j, SECATEUR_TILE16, mask, c);
+        __builtin_prefetch(tiles + c * 2 * CHUNK, 0, 2); /* memory works on meanwhile */
+        __builtin_prefetch(tiles + c * 2 * CHUNK + CHUNK, 0, 2);
+#pragma GCC unroll 4
+        for (int d = 0; d < D; d++) {
+            const __m512i zero = in_register(_mm512_setzero_si512()), all = in_register(_mm512_loadu_si512(x + d * CHUNK));
+            _mm512_storeu_si512(to[d] + count, _mm512_mask_compress_epi8(zero, (__mmask64)bits, all));
+        }
+        count += __builtin_popcountll(bits);
+    }
+    for (int d = 0; d < D; d++) {
+        __m512i total = _mm512_setzero_si512();
+        _mm512_storeu_si512(to[d] + count, total);
+        for (int64_t k = 0; k < count; k += CHUNK)
+            total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), _mm512_loadu_si512(to[d] + k));
+        totals[d] = _mm512_reduce_add_epi32(total);
+    }
+    return count;
+}
+
+INLINE void put_digits(const job *j, const int D, int64_t band, const __m512i *sums, const int32_t *totals) {
+    __m512d low = _mm512_setzero_pd(), high = low;
+    double sum[TALL];
+    for (int d = D - 1; d >= 0; d--) {
+        const __m512i whole = _mm512_sub_epi32(sums[d], _mm512_set1_epi32(128 * totals[d]));
+        low = _mm512_fmadd_pd(low, _mm512_set1_pd(256), _mm512_cvtepi32_pd(_mm512_castsi512_si256(whole)));
+        high = _mm512_fmadd_pd(high, _mm512_set1_pd(256), _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(whole, 1)));
+    }
+    _mm512_storeu_pd(sum, low);
+    _mm512_storeu_pd(sum + 8, high);
+    for (int64_t row = band * TALL; row < (band + 1) * TALL && row < j->m->rows; row++)
+        put(j, 0, row, (float)(sum[row % TALL] * j->unit * scale_at(j, row, 0)));
+}
+
+INLINE void tile_digits(const job *j, const int D, int64_t first, int64_t last, char *scratch) {
+    const __m512i offset = _mm512_set1_epi8(-128);
+    const int64_t half = (last - first + 1) / 2, room = j->chunks * CHUNK + OVERREAD;
+    int8_t order[CHUNK], *to[2][DIGITS];
+    char end[CHUNK] = {0};
+    for (int k = 0; k < CHUNK; k++) order[k] = (int8_t)(k % 4 * TALL + k / 4); /* a row's four entries together */
+    for (int k = 0; k < 2 * DIGITS; k++) to[k / DIGITS][k % DIGITS] = (int8_t *)scratch + k * room;
+    for (int64_t i = first; i < first + half; i++) {
+        const int64_t band[2] = {i, i + half < last ? i + half : i};
+        int32_t totals[2][DIGITS];
+        int64_t count[2];
+        const char *p[2];
+        __m512i acc[2][DIGITS];
+        for (int r = 0; r < 2; r++) {
+            p[r] = (const char *)j->m->values + j->m->offsets[band[r]] * TALL;
+            count[r] = pick_digits(j, D, band[r], p[r], to[r], totals[r]);
+            for (int d = 0; d < D; d++) acc[r][d] = _mm512_setzero_si512();
+        }
+        for (int64_t k = 0; k < count[0] || k < count[1]; k += 4)
+#pragma GCC unroll 2
+            for (int r = 0; r < 2; r++) {
+                const char *from = p[r];
+                if (k >= count[r]) continue;
+                if (__builtin_expect(from + CHUNK > j->values_end, 0))
+                    from = memcpy(end, from, (size_t)(j->values_end - from));
+                __builtin_prefetch(p[r] + 2 * AHEAD, 0, 2);
+                p[r] += CHUNK;
+                const __m512i plain = _mm512_xor_si512(_mm512_loadu_si512(from), offset);
+                const __m512i w = _mm512_permutexvar_epi8(_mm512_loadu_si512(order), plain);
+#pragma GCC unroll 4
+                for (int d = 0; d < D; d++) {
+                    int32_t four;
+                    memcpy(&four, to[r][d] + k, 4);
+                    acc[r][d] = _mm512_dpbusd_epi32(acc[r][d], w, _mm512_set1_epi32(four));
+                }
+            }
+        for (int r = 0; r < 2; r++) put_digits(j, D, band[r], acc[r], totals[r]);
+    }
+}
+
+#define TILE_DIGITS(D) ALONE tile_digits_##D(ARGUMENTS) { tile_digits(j, D, first, last, scratch); }
+TILE_DIGITS(2)
+TILE_DIGITS(3)
+TILE_DIGITS(4)
+#define TILE_DIGITS_CALL(D) tile_digits_##D(j, first, last, scratch)
+#else
+#define TILE_DIGITS_CALL(D) (void)0
+#endif
+
 #define TILE_FUNCTION(dtype, grouped)                                                     \
     ALONE tile_##dtype##_##grouped(ARGUMENTS) {                                           \
         tile_range(j, SECATEUR_##dtype, grouped, first, last, scratch);                   \
@@ -124,6 +217,9 @@ TILE_FUNCTION(I8, 1)
 void PATH(secateur_tile16)(ARGUMENTS) {
     if (j->m->dtype == SECATEUR_F32) tile_F32_0(j, first, last, scratch);
     else if (j->m->dtype == SECATEUR_BF16) tile_BF16_0(j, first, last, scratch);
+    else if (j->way == WAY_DIGITS && j->count == 2) TILE_DIGITS_CALL(2);
+    else if (j->way == WAY_DIGITS && j->count == 3) TILE_DIGITS_CALL(3);
+    else if (j->way == WAY_DIGITS) TILE_DIGITS_CALL(4);
     else if (j->m->group) tile_I8_1(j, first, last, scratch);
     else tile_I8_0(j, first, last, scratch);
 }

@@ -271,6 +271,16 @@ static void copy_pairs(job *j, const uint16_t *x) {
 
 static void prepare(job *j, const void *x, int64_t dtype) {
     const secateur_matrix *m = j->m;
+#if SECATEUR_PATH == 2
+    if (m->kind == SECATEUR_TILE16 && j->batch == 1 && m->dtype == SECATEUR_I8 && !m->group) {
+        const range tall = measure(x, dtype, m->cols);
+        if ((j->count = digits_for(j, tall, dtype))) {
+            j->way = WAY_DIGITS;
+            split_digits(j, x, dtype, tall);
+            return;
+        }
+    }
+#endif
     j->lanes = padded_lanes(j->batch);
     if (m->kind == SECATEUR_TILE16) {
         j->way = WAY_TILE;
