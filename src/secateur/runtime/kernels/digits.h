@@ -97,6 +97,8 @@ INLINE __m512 scales_of(const char *from, int64_t dtype, int64_t count) {
     return _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_castsi128_ps(some)));
 }
 
+#define ROWS4 STREAMS_OF(SECATEUR_DENSE)
+
 /* int4 in groups: 128 columns at a time, the even ones in the low halves of 64 bytes.  A group's sums for the two upper
  * and the two lower digits (D = 2: there are two) are put together (weights 0 to 15: they fit 32 bits), 8 times x's digits
  * taken off (job.offsets), made floats and scaled.  `whole`: none of the columns is behind the last.
@@ -108,7 +110,7 @@ INLINE void digits4_chunk(const job *j, const int D, const int whole, int64_t c,
     const int64_t at = j->group_shift >= 2 ? c >> (j->group_shift - 2) : c * count;
     char tail[CHUNK], few[16];
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
+    for (int r = 0; r < ROWS4; r++) {
         const char *from = p[r], *scaled = scales[r] + at * width;
         if (!whole) {
             memset(tail, 0x88, sizeof tail);
@@ -139,12 +141,12 @@ INLINE void digits4_chunk(const job *j, const int D, const int whole, int64_t c,
 
 INLINE void digits4_rows(const job *j, const int D, const int64_t *row, char *scratch) {
     const int64_t full = j->m->cols / 128, width = j->m->scale_dtype == SECATEUR_F32 ? 4 : 2;
-    const char *p[STREAMS], *scales[STREAMS];
-    __m512 acc[STREAMS];
+    const char *p[ROWS4], *scales[ROWS4];
+    __m512 acc[ROWS4];
     const int8_t *x = j->digits;
     const int32_t *offset = j->offsets;
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
+    for (int r = 0; r < ROWS4; r++) {
         p[r] = row_values(j, SECATEUR_DENSE, SECATEUR_I4, row[r], scratch + r * (j->scratch_bytes / STREAMS));
         scales[r] = (const char *)j->m->scales + row[r] * j->groups * width;
         acc[r] = _mm512_setzero_ps();
@@ -153,13 +155,13 @@ INLINE void digits4_rows(const job *j, const int D, const int64_t *row, char *sc
         digits4_chunk(j, D, 1, c, p, scales, x, offset, acc);
     if (full * 128 < j->m->cols) digits4_chunk(j, D, 0, full, p, scales, x, offset, acc);
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) put(j, 0, row[r], (float)((double)sum((vf)acc[r]) * j->unit));
+    for (int r = 0; r < ROWS4; r++) put(j, 0, row[r], (float)((double)sum((vf)acc[r]) * j->unit));
 }
 
 INLINE void digits4_range(const job *j, const int D, int64_t first, int64_t last, char *scratch) {
-    for (int64_t i = first; i < first + (last - first + 3) / 4; i++) {
-        int64_t row[STREAMS];
-        rows_of_streams(first, last, i, 4, row);
+    for (int64_t i = first; i < first + (last - first + ROWS4 - 1) / ROWS4; i++) {
+        int64_t row[ROWS4];
+        rows_of_streams(first, last, i, ROWS4, row);
         digits4_rows(j, D, row, scratch);
     }
 }
