@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the real data beside the checkout, and one thread so that timings and bytes repeat."""
+"""Fixtures shared by all tests: the real data beside the checkout, one seed, one thread (timings and bytes repeat)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("secateur", deadline=None)  # a busy machine is no failure
 settings.load_profile("secateur")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from one seed: what it draws does not depend on which tests ran before it in its process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

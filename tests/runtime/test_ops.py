@@ -220,16 +220,13 @@ def test_int8_keeps_accuracy_however_large_one_entry_of_x_is(
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(64, 512, generator=generator)
-    for kind in ("bitmask", "dense"):
-        packed = pack(kind, weight, torch.rand(64, 512, generator=generator) < 0.5, dtype=torch.int8)
+    for kind in ("bitmask", "16x1", "dense"):
+        mask = mask_of(kind, 64, 512, 0.5, generator)
         x = torch.randn(1, 512, generator=generator)
         x[0, 100:104] = widest
-        if (
-            kind == "bitmask"
-        ):  # where the large ones are cut, what is left is summed as if they were not there
-            mask = kept_entries(packed)
+        if kind != "dense":  # where the large ones are cut, what is left is summed as if they were not there
             mask[:, 100:104] = False
-            packed = pack(kind, weight, mask, dtype=torch.int8)
+        packed = pack(kind, weight, mask, dtype=torch.int8)
         close(packed, x.to(dtype), None, ops.Product(packed)(x.to(dtype)))
 
 
@@ -369,13 +366,15 @@ def test_without_kernels_the_rows_are_taken_in_tiles(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("rows", "columns"), [(13, 8260), (4, 8320)])
 def test_long_rows_are_the_oracle(path: str, rows: int, columns: int) -> None:
-    """Past 4,096 columns of float32 or 8,192 of bfloat16 the kernels read more rows side by side."""
+    """Past 4,096 columns (float32), 6,144 (int8, two digits), 8,192 (bfloat16) more rows are read side by side."""
     generator = torch.Generator().manual_seed(rows)
-    x = torch.randn(1, columns, generator=generator)
+    plain = torch.randn(1, columns, generator=generator)
+    wide = plain.clone()
+    wide[0, 1000:1004] = 100.0  # one digit more
     for _, packed in every(rows, columns):
         product = ops.Product(packed)
-        for dtype in (torch.float32, torch.bfloat16):
-            close(packed, x.to(dtype), None, product(x.to(dtype)))
+        for x in (plain, wide, plain.bfloat16(), wide.bfloat16()):
+            close(packed, x, None, product(x))
 
 
 def test_a_wide_matrix_is_what_torch_multiplies(path: str) -> None:

@@ -152,10 +152,8 @@ class PackedLinear(nn.Module):
         if bias is not None and tuple(bias.shape) != packed.shape[:1]:
             raise BadInput(f"the bias is {list(bias.shape)}, not [{packed.shape[0]}]", where="bias")
         parts = {**packed.tensors, "bias": bias, "layout": _layout(packed)}
-        for name in _PARTS:
-            part = parts.get(
-                name
-            )  # detached: of a view the base would hold the memory that `settle` moves out of
+        for name in _PARTS:  # detached: a view's base would hold the memory that `settle` moves out of
+            part = parts.get(name)
             setattr(self, name, None if part is None else part.detach())
         self._product = None
         self._ready(checked)

@@ -116,14 +116,15 @@ INLINE void tile_range(const job *j, const int dtype, const int grouped, int64_t
 /* int8 and one column of x, in integers (digits.h).  Four kept tiles are 64 bytes, in the order that VPDPBUSD multiplies
  * with four digits of x for each row; so the digits of a band's kept columns are laid side by side first.
  *
- * They go to to[0 .. D-1], zeros behind them, what they sum to goes to `totals`; returns how many columns there are. */
+ * They go to to[0 .. D-1], zeros behind them, what they sum to goes to `totals`; returns how many columns there are.  The
+ * band's `tiles` are asked for meanwhile, or memory would wait: 0.36 -> 0.32 ms for 4096x4096 at 70%. */
 INLINE int64_t pick_digits(const job *j, const int D, int64_t band, const char *tiles, int8_t *const *to, int32_t *totals) {
     const uint8_t *mask = j->m->mask + band * j->mask_stride;
     const int8_t *x = j->digits;
     int64_t count = 0;
     for (int64_t c = 0; c < j->chunks; c++, x += D * CHUNK) {
         const uint64_t bits = mask64(j, SECATEUR_TILE16, mask, c);
-        __builtin_prefetch(tiles + c * 2 * CHUNK, 0, 2); /* memory works on meanwhile */
+        __builtin_prefetch(tiles + c * 2 * CHUNK, 0, 2);
         __builtin_prefetch(tiles + c * 2 * CHUNK + CHUNK, 0, 2);
 #pragma GCC unroll 4
         for (int d = 0; d < D; d++) {
@@ -158,7 +159,7 @@ INLINE void put_digits(const job *j, const int D, int64_t band, const __m512i *s
 
 INLINE void tile_digits(const job *j, const int D, int64_t first, int64_t last, char *scratch) {
     const __m512i offset = _mm512_set1_epi8(-128);
-    const int64_t half = (last - first + 1) / 2, room = j->chunks * CHUNK + OVERREAD;
+    const int64_t half = (last - first + 1) / 2, room = j->chunks * CHUNK + OVERREAD; /* a list of columns takes four times that */
     int8_t order[CHUNK], *to[2][DIGITS];
     char end[CHUNK] = {0};
     for (int k = 0; k < CHUNK; k++) order[k] = (int8_t)(k % 4 * TALL + k / 4); /* a row's four entries together */

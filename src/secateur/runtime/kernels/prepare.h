@@ -252,6 +252,15 @@ static int digits_for(const job *j, range r, int64_t dtype) {
     return 0;
 }
 
+/* WAY_DIGITS, where digits do as well as floats; whether they do. */
+static int in_digits(job *j, const void *x, int64_t dtype, range r) {
+    if (!(j->count = digits_for(j, r, dtype))) return 0;
+    j->way = WAY_DIGITS;
+    if (j->m->dtype == SECATEUR_I8) split_digits(j, x, dtype, r);
+    else split_digits4(j, x, dtype, r);
+    return 1;
+}
+
 /* x as it is, for pairs; zeros behind the last column. */
 static void copy_pairs(job *j, const uint16_t *x) {
     const int64_t cols = j->m->cols;
@@ -272,14 +281,10 @@ static void copy_pairs(job *j, const uint16_t *x) {
 static void prepare(job *j, const void *x, int64_t dtype) {
     const secateur_matrix *m = j->m;
 #if SECATEUR_PATH == 2
-    if (m->kind == SECATEUR_TILE16 && j->batch == 1 && m->dtype == SECATEUR_I8 && !m->group) {
-        const range tall = measure(x, dtype, m->cols);
-        if ((j->count = digits_for(j, tall, dtype))) {
-            j->way = WAY_DIGITS;
-            split_digits(j, x, dtype, tall);
-            return;
-        }
-    }
+    const int whole = j->batch == 1 && ((m->dtype == SECATEUR_I8 && !m->group) || m->dtype == SECATEUR_I4);
+    if (m->kind == SECATEUR_TILE16 && whole && in_digits(j, x, dtype, measure(x, dtype, m->cols))) return;
+#elif SECATEUR_PATH
+    const int whole = 0;
 #endif
     j->lanes = padded_lanes(j->batch);
     if (m->kind == SECATEUR_TILE16) {
@@ -289,19 +294,13 @@ static void prepare(job *j, const void *x, int64_t dtype) {
         return;
     }
 #if SECATEUR_PATH
-    const int whole = j->batch == 1 && ((m->dtype == SECATEUR_I8 && !m->group) || m->dtype == SECATEUR_I4);
     const int paired = SECATEUR_PATH == 2 && j->pairs_do && m->dtype == SECATEUR_BF16 && dtype == SECATEUR_BF16;
-    const int any = m->kind == SECATEUR_DENSE && !(SECATEUR_PATH == 2 && (whole || paired)); /* nothing cut: any x will do */
+    const int any = m->kind == SECATEUR_DENSE && !(whole || paired); /* nothing cut: any x will do */
     const range r = any ? (range){0, 0, 1} : measure(x, dtype, j->batch * m->cols);
     const int dot = (r.finite || m->kind == SECATEUR_DENSE) && (j->batch == 1 || dot_wins(j));
     j->pairs = PAIRS(m->dtype);
 #if SECATEUR_PATH == 2
-    if (whole && (j->count = digits_for(j, r, dtype))) {
-        j->way = WAY_DIGITS;
-        if (m->dtype == SECATEUR_I8) split_digits(j, x, dtype, r);
-        else split_digits4(j, x, dtype, r);
-        return;
-    }
+    if (whole && in_digits(j, x, dtype, r)) return;
     if (paired && r.finite && r.most > 0x1p-90f && pairs_win(j)) {
         j->way = WAY_PAIRS;
         copy_pairs(j, x);
