@@ -7,6 +7,7 @@ bits besides, and with whole-number weights DIGITS of the usual entry of x (at m
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -215,19 +216,35 @@ def test_bfloat16_results_are_the_float32_ones_rounded(path: str) -> None:
 
 @pytest.mark.parametrize("widest", [1.0, 8.0, 100.0, 3e3, 1e5, 1e20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_keeps_accuracy_however_large_one_entry_of_x_is(
-    path: str, widest: float, dtype: torch.dtype
-) -> None:
+def test_int8_is_accurate_however_large_an_entry_is(path: str, widest: float, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(64, 512, generator=generator)
-    for kind in ("bitmask", "16x1", "dense"):
+    for kind, group in itertools.product(("bitmask", "1x4", "16x1", "dense"), (0, 32, 128)):
         mask = mask_of(kind, 64, 512, 0.5, generator)
         x = torch.randn(1, 512, generator=generator)
         x[0, 100:104] = widest
         if kind != "dense":  # where the large ones are cut, what is left is summed as if they were not there
             mask[:, 100:104] = False
-        packed = pack(kind, weight, mask, dtype=torch.int8)
+        packed = pack(kind, weight, mask, dtype=torch.int8, group=group)
         close(packed, x.to(dtype), None, ops.Product(packed)(x.to(dtype)))
+
+
+@pytest.mark.parametrize("kind", ["bitmask", "2:4", "1x4", "16x1", "dense"])
+@pytest.mark.parametrize("group", [0, 32, 64])
+def test_sums_of_the_largest_whole_numbers_fit(path: str, kind: str, group: int) -> None:
+    rows, columns = 16, 12352
+    mask = mask_of(kind, rows, columns, 1.0, torch.Generator())
+    packed = pack(kind, torch.ones(rows, columns), mask, dtype=torch.int8, group=group)
+    packed.values.fill_(-128)
+    for x in (
+        torch.ones(1, columns).nextafter(torch.zeros(1)),
+        torch.full((1, columns), 1 - 2**-8).bfloat16(),
+    ):
+        for y, wanted in (
+            (ops.Product(packed)(x), slow(packed, x)[0]),
+            (ops.Product(packed)(-x), slow(packed, -x)[0]),
+        ):
+            assert torch.allclose(y.double(), wanted, rtol=5e-3 if y.dtype == torch.bfloat16 else 1e-4)
 
 
 def test_entries_of_x_at_the_edges_of_float32(path: str) -> None:
@@ -244,9 +261,7 @@ def test_bfloat16_entries_at_the_edges_of_their_range(path: str, batch: int) -> 
     x = torch.tensor([[1e-45, -1e-40, 3e38, -1e29, 1.5e-30, 0.0, -0.0, 2.0]]).repeat(batch, 8).bfloat16()
     for factor in (x, x * 0, x.clamp(-1e-38, 1e-38), x.clamp(-1e-30, 1e-30)):
         y = ops.Product(packed)(factor)
-        least = (
-            2**-126 if float(factor.abs().max()) > 2**-90 else 0.0
-        )  # smaller ones may count as zero beside larger
+        least = 2**-126 if float(factor.abs().max()) > 2**-90 else 0.0  # may count as zero beside larger
         assert torch.allclose(y, factor, rtol=0, atol=least)
 
 

@@ -4,9 +4,9 @@
 
 x is [..., C] on the CPU: float32, bfloat16 or float16, of any strides; y [..., R] is of x's dtype; sums are as exact as
 float32's. A cut weight is not there: its place in x is not multiplied, so that NaN or Inf there does not reach y.
-Whole-number weights do not round x to a byte: one column of x may be taken as whole numbers of 15, 23 or 31 bits, as
+Whole-number weights do not round x to a byte: one column of x may be taken as whole numbers of 15 to 31 bits, as
 many as are as good as float32's sums (off by at most 2^-20 of x's usual entry), or, where x is bfloat16, as good as an
-eighth of its own rounding (2^-12); where none are, floats are multiplied (kernels/prepare.h). With whole-number weights
+eighth of its own rounding (2^-12); where none are, floats are multiplied (kernels/whole.h). With whole-number weights
 entries of x beyond 1e29 may overflow. Where weights and x are bfloat16, entries below 2^-126 may count as zero.
 Nothing here has a gradient.
 

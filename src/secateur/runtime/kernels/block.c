@@ -206,6 +206,107 @@ TILE_DIGITS(4)
 #define TILE_DIGITS_CALL(D) (void)0
 #endif
 
+#if SECATEUR_PATH == 1
+/* The same with AVX2 (words.h): two kept tiles at a time, the entries of a row side by side, times words of x. */
+#define FEW_TILES 512 /* as many fit a sum of 32 bits */
+
+/* The words of x that a band's kept columns have, zeros behind them; returns how many columns there are. */
+INLINE int64_t pick_words(const job *j, const int D, int64_t band, int16_t *const *to) {
+    const uint8_t *mask = j->m->mask + band * j->mask_stride;
+    const int16_t *x = (const int16_t *)j->digits;
+    int64_t count = 0;
+    for (int64_t c = 0; c < j->chunks; c++, x += D * CHUNK) {
+        const uint64_t bits = mask64(j, SECATEUR_TILE16, mask, c);
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) {
+            const uint64_t byte = bits >> 8 * k & 0xff;
+            const __m128i kept = _mm_loadu_si128((const __m128i *)secateur_kept_places[byte]);
+#pragma GCC unroll 2
+            for (int d = 0; d < D; d++) {
+                const __m128i all = _mm_loadu_si128((const __m128i *)(x + d * CHUNK + 8 * k));
+                _mm_storeu_si128((__m128i *)(to[d] + count), _mm_shuffle_epi8(all, kept));
+            }
+            count += __builtin_popcountll(byte);
+        }
+    }
+    for (int d = 0; d < D; d++) to[d][count] = 0;
+    return count;
+}
+
+/* sums += tiles first .. last - 1 of R bands (an even number of them), `tiles` theirs. */
+INLINE void tile_pairs(const int D, const int R, int64_t first, int64_t last, const char **tiles, int16_t *const (*x)[2],
+                       double (*sums)[TALL]) {
+    while (first < last) {
+        const int64_t stop = last - first > FEW_TILES ? first + FEW_TILES : last;
+        vi acc[2][2][2];
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) acc[k / 4][k / 2 % 2][k % 2] = _mm256_setzero_si256();
+        for (; first < stop; first += 2)
+#pragma GCC unroll 2
+            for (int r = 0; r < R; r++) {
+                const __m128i a = _mm_loadu_si128((const __m128i *)tiles[r]);
+                const __m128i b = _mm_loadu_si128((const __m128i *)(tiles[r] + TALL));
+                const vi low = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), high = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b));
+                __builtin_prefetch(tiles[r] + AHEAD);
+                tiles[r] += 2 * TALL;
+#pragma GCC unroll 2
+                for (int d = 0; d < D; d++) {
+                    int32_t two;
+                    memcpy(&two, x[r][d] + first, 4);
+                    acc[r][d][0] = _mm256_add_epi32(acc[r][d][0], _mm256_madd_epi16(low, _mm256_set1_epi32(two)));
+                    acc[r][d][1] = _mm256_add_epi32(acc[r][d][1], _mm256_madd_epi16(high, _mm256_set1_epi32(two)));
+                }
+            }
+#pragma GCC unroll 2
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int d = 0; d < D; d++) {
+                int32_t part[TALL];
+                _mm256_storeu_si256((vi *)part, acc[r][d][0]);
+                _mm256_storeu_si256((vi *)(part + VL), acc[r][d][1]);
+                for (int k = 0; k < TALL; k++) sums[r][k] += d ? (double)part[k] * WORD : part[k];
+            }
+    }
+}
+
+INLINE void tile_words(const job *j, const int D, int64_t first, int64_t last, char *scratch) {
+    const int64_t half = (last - first + 1) / 2, room = j->chunks * CHUNK * 2 + OVERREAD;
+    int16_t *to[2][2];
+    for (int k = 0; k < 4; k++) to[k / 2][k % 2] = (int16_t *)(scratch + k * room);
+    for (int64_t i = first; i < first + half; i++) {
+        const int64_t band[2] = {i, i + half < last ? i + half : i};
+        int64_t count[2];
+        double sums[2][TALL] = {{0}};
+        const char *p[2];
+        for (int r = 0; r < 2; r++) {
+            p[r] = (const char *)j->m->values + j->m->offsets[band[r]] * TALL;
+            count[r] = pick_words(j, D, band[r], to[r]);
+        }
+        const int64_t side_by_side = (count[0] < count[1] ? count[0] : count[1]) & ~1;
+        tile_pairs(D, 2, 0, side_by_side, p, to, sums);
+        for (int r = 0; r < 2; r++) {
+            const int64_t even = count[r] & ~1;
+            char end[2 * TALL] = {0};
+            const char *tile = end;
+            tile_pairs(D, 1, side_by_side, even, p + r, to + r, sums + r);
+            if (even == count[r]) continue;
+            memcpy(end, p[r], TALL);
+            tile_pairs(D, 1, even, even + 2, &tile, to + r, sums + r);
+        }
+        for (int r = 0; r < 2; r++)
+            for (int64_t row = band[r] * TALL; row < (band[r] + 1) * TALL && row < j->m->rows; row++)
+                put(j, 0, row, (float)(sums[r][row % TALL] * j->unit * scale_at(j, row, 0)));
+    }
+}
+
+#define TILE_WORDS(D) ALONE tile_words_##D(ARGUMENTS) { tile_words(j, D, first, last, scratch); }
+TILE_WORDS(1)
+TILE_WORDS(2)
+#define TILE_WORDS_CALL(D) tile_words_##D(j, first, last, scratch)
+#else
+#define TILE_WORDS_CALL(D) (void)0
+#endif
+
 #define TILE_FUNCTION(dtype, grouped)                                                     \
     ALONE tile_##dtype##_##grouped(ARGUMENTS) {                                           \
         tile_range(j, SECATEUR_##dtype, grouped, first, last, scratch);                   \
@@ -218,6 +319,8 @@ TILE_FUNCTION(I8, 1)
 void PATH(secateur_tile16)(ARGUMENTS) {
     if (j->m->dtype == SECATEUR_F32) tile_F32_0(j, first, last, scratch);
     else if (j->m->dtype == SECATEUR_BF16) tile_BF16_0(j, first, last, scratch);
+    else if (WORDS_WAY && j->count == 1) TILE_WORDS_CALL(1);
+    else if (WORDS_WAY) TILE_WORDS_CALL(2);
     else if (j->way == WAY_DIGITS && j->count == 2) TILE_DIGITS_CALL(2);
     else if (j->way == WAY_DIGITS && j->count == 3) TILE_DIGITS_CALL(3);
     else if (j->way == WAY_DIGITS) TILE_DIGITS_CALL(4);

@@ -1,5 +1,5 @@
 /* WAY_DIGITS: whole-number weights, one column of x, in integers.  x becomes whole numbers of 15, 23 or 31 bits, as many as
- * make it as good as it was given (prepare.h), split in D signed digits of 8 bits; VPDPBUSD multiplies a digit of 64
+ * make it as good as it was given (whole.h), split in D signed digits of 8 bits; VPDPBUSD multiplies a digit of 64
  * columns at once, and the sums are exact, so that their order does not matter.
  *
  * VPDPBUSD takes one side unsigned: the weights, plus 128 (128 alone where cut); 128 times the sum of x's digits is what

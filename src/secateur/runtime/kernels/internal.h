@@ -12,6 +12,7 @@
 #define SLAB 64       /* columns of x that one pass takes at most */
 #define CHUNK 64      /* columns of W that one step takes */
 #define OVERREAD 320  /* bytes that may be read past a row's last value: a vector, and what N:4 has for 60 columns more */
+#define WORD 32768    /* what the upper word of an entry of x stands for (AVX2) */
 #define DIGITS 4      /* of 8 bits, that an entry of x has at most in WAY_DIGITS */
 #define STREAMS 6     /* rows of W that are read side by side at most, each from its own part of the matrix */
 #define AHEAD 2048    /* bytes of values that are asked for before they are needed, of each of two streams */
@@ -22,7 +23,7 @@ enum {
     WAY_ONE,     /* scalar, one column of x */
     WAY_DOT,     /* rows of W expanded in registers, dot products with a few columns of x */
     WAY_PAIRS,   /* the same where W and x are bfloat16, two products an instruction */
-    WAY_DIGITS,  /* the same for int8 and one column, in integers */
+    WAY_DIGITS,  /* the same for whole numbers and one column, in integers */
     WAY_MANY,    /* entry times a row of the transposed x, for many columns */
     WAY_TILE,    /* tiles of 16 rows */
 };
@@ -39,12 +40,12 @@ typedef struct {
     int64_t pairs;        /* WAY_DOT: x is laid out even columns, odd columns, this many at a time (0: as it is) */
     int way;
     int pairs_do;         /* the processor multiplies pairs of bfloat16 */
-    int count;            /* WAY_DIGITS: digits an entry of x has, 2 to DIGITS */
+    int count;            /* WAY_DIGITS: digits an entry of x has, 2 to DIGITS; with AVX2 words, 1 or 2 */
     double unit;          /* WAY_DIGITS: value of the lowest digit's 1 */
     float *x;             /* as `way` wants it, 64-byte aligned */
-    int8_t *digits;       /* [chunks, count, CHUNK]; int4: [ceil(cols / 128), count, 2, CHUNK] */
+    int8_t *digits;       /* [chunks, count, CHUNK], AVX2: words; AVX-512, int4: [ceil(cols / 128), count, 2, CHUNK] */
     int32_t bias[4][16];  /* what the digits' sums start from */
-    int32_t *offsets;     /* int4: [ceil(cols / 128), count / 2, 16], what a group's sums are too large by */
+    int32_t *offsets;     /* int4: [ceil(cols / 128), count / 2, 16], AVX2: [chunks, count, 8]; what sums are too large by */
     char *scratch;        /* per part of the work: scratch_bytes */
     int64_t scratch_bytes;
     void *y;              /* row 0 of this slab */

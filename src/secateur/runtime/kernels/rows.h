@@ -7,6 +7,7 @@
 #include "digits.h"
 #include "many.h"
 #include "pairs.h"
+#include "words.h"
 
 #define ALONE static __attribute__((noinline)) void
 #define ARGUMENTS const job *j, int64_t first, int64_t last, char *scratch
@@ -57,6 +58,24 @@
 #define DIGITS_CALL(kind, D) (void)0
 #define DIGITS4_CALL(D) (void)0
 #endif
+#if SECATEUR_PATH == 1
+#define WORDS_FUNCTION(kind, dtype, grouped, D)                                              \
+    ALONE words_##kind##_##dtype##_##grouped##_##D(ARGUMENTS) {                              \
+        words_range(j, SECATEUR_##kind, SECATEUR_##dtype, grouped, D, first, last, scratch); \
+    }
+#define WORDS_CALL(kind, dtype, grouped, D) words_##kind##_##dtype##_##grouped##_##D(j, first, last, scratch)
+#define WORDS_WAY (j->way == WAY_DIGITS)
+#else
+#define WORDS_FUNCTION(kind, dtype, grouped, D)
+#define WORDS_CALL(kind, dtype, grouped, D) (void)0
+#define WORDS_WAY 0
+#endif
+#define WORDS_FUNCTIONS(kind, dtype, grouped)                                              \
+    WORDS_FUNCTION(kind, dtype, grouped, 1)                                                \
+    WORDS_FUNCTION(kind, dtype, grouped, 2)
+#define WORDS_CALLS(kind, dtype, grouped)                                                  \
+    if (j->count == 1) WORDS_CALL(kind, dtype, grouped, 1);                                \
+    else WORDS_CALL(kind, dtype, grouped, 2)
 
 /* What every dtype has, and rows_KIND_DTYPE: the function for the way x is laid out for. */
 #define EXACT_FUNCTIONS(kind, dtype)                                                       \
@@ -100,8 +119,15 @@
     DIGITS_FUNCTION(kind, 2)                                                               \
     DIGITS_FUNCTION(kind, 3)                                                               \
     DIGITS_FUNCTION(kind, 4)                                                               \
+    WORDS_FUNCTIONS(kind, I8, 0)                                                           \
+    WORDS_FUNCTIONS(kind, I8, 1)                                                           \
+    WORDS_FUNCTIONS(kind, I8, 2)                                                           \
     static void rows_##kind##_I8(ARGUMENTS) {                                              \
-        if (j->way == WAY_DIGITS) {                                                        \
+        if (WORDS_WAY) {                                                                   \
+            if (j->m->group > 32) { WORDS_CALLS(kind, I8, 2); }                            \
+            else if (j->m->group) { WORDS_CALLS(kind, I8, 1); }                            \
+            else { WORDS_CALLS(kind, I8, 0); }                                             \
+        } else if (j->way == WAY_DIGITS) {                                                 \
             if (j->count == 2) DIGITS_CALL(kind, 2);                                       \
             else if (j->count == 3) DIGITS_CALL(kind, 3);                                  \
             else DIGITS_CALL(kind, 4);                                                     \
@@ -120,8 +146,13 @@
     DOT_FUNCTION(kind, I4, 2)                                                              \
     DIGITS4_FUNCTION(2)                                                                    \
     DIGITS4_FUNCTION(4)                                                                    \
+    WORDS_FUNCTIONS(kind, I4, 1)                                                           \
+    WORDS_FUNCTIONS(kind, I4, 2)                                                           \
     static void rows_##kind##_I4(ARGUMENTS) {                                              \
-        if (j->way == WAY_DIGITS && j->count == 2) DIGITS4_CALL(2);                        \
+        if (WORDS_WAY) {                                                                   \
+            if (j->m->group > 32) { WORDS_CALLS(kind, I4, 2); }                            \
+            else { WORDS_CALLS(kind, I4, 1); }                                             \
+        } else if (j->way == WAY_DIGITS && j->count == 2) DIGITS4_CALL(2);                 \
         else if (j->way == WAY_DIGITS) DIGITS4_CALL(4);                                    \
         else if (j->way != WAY_DOT) exact_##kind##_I4(j, first, last, scratch);            \
         else if (j->m->group > 32) DOT_CALL(kind, I4, 2);                                  \

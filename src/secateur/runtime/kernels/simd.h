@@ -89,6 +89,32 @@ INLINE vf widen(int dtype, const char *p) {
 #endif
 }
 
+/* VL entries of x from `at` on, as floats; zeros after `left` of them. */
+INLINE vf x_vector(const void *x, int64_t dtype, int64_t at, int64_t left) {
+    float part[VL] = {0};
+    if (__builtin_expect(left >= VL, 1))
+        return dtype == SECATEUR_F32 ? load((const float *)x + at) : widen(SECATEUR_BF16, (const char *)x + at * 2);
+    for (int64_t i = 0; i < left; i++) part[i] = load_either(x, dtype, at + i);
+    return load(part);
+}
+
+#if SECATEUR_PATH
+/* Two vectors in order -> even entries, odd entries. */
+INLINE void pair(vf *a, vf *b) {
+#if SECATEUR_PATH == 2
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512 first = (__m512)*a, second = (__m512)*b;
+    *a = (vf)_mm512_permutex2var_ps(first, even, second);
+    *b = (vf)_mm512_permutex2var_ps(first, _mm512_add_epi32(even, _mm512_set1_epi32(1)), second);
+#else
+    const __m256 even = _mm256_shuffle_ps((__m256)*a, (__m256)*b, 0x88);
+    const __m256 odd = _mm256_shuffle_ps((__m256)*a, (__m256)*b, 0xdd);
+    *a = (vf)_mm256_permute4x64_pd((__m256d)even, 0xd8);
+    *b = (vf)_mm256_permute4x64_pd((__m256d)odd, 0xd8);
+#endif
+}
+#endif
+
 #if SECATEUR_PATH == 2
 typedef __m512i vi;
 #define STEP(dtype) ((dtype) == SECATEUR_F32 ? 16 : (dtype) == SECATEUR_I8 ? 64 : 32)
@@ -144,14 +170,53 @@ INLINE vf floats(int dtype, vi raw, int v) {
 
 #elif SECATEUR_PATH == 1
 typedef __m256i vi;
-#define STEP(dtype) ((dtype) == SECATEUR_I4 ? 16 : 8)
-#define PAIRS(dtype) ((dtype) == SECATEUR_I4 ? 16 : 0)
+#define STEP(dtype) ((dtype) == SECATEUR_I4 || (dtype) == SECATEUR_BF16 ? 16 : 8)
+#define PAIRS(dtype) ((dtype) == SECATEUR_I4 || (dtype) == SECATEUR_BF16 ? 16 : 0)
 #define FACTOR(dtype) 1.0f
 
-/* For each byte of mask: which packed entry goes to each of 8 columns, -1 where none does. */
-extern const int8_t secateur_places[256][8];
+/* For each byte of mask: which packed entry goes to each of 8 columns, negative where none does; the same behind 8 others;
+ * the two bytes of each entry.  The two bytes of each column that is kept.  For four bits of 1x4 tiles: the byte that goes to
+ * each of 16 columns; the pair of entries of two bytes that goes to each pair of columns.
+ */
+extern const int8_t secateur_places[256][8], secateur_places_behind[256][8], secateur_pair_places[256][16];
+extern const int8_t secateur_kept_places[256][16], secateur_tile_places[16][16];
+extern const int32_t secateur_tile_pair_places[16][8];
+
+/* 16 bytes from each of two places. */
+INLINE vi both(const void *low, const void *high) {
+    const __m128i first = _mm_loadu_si128((const __m128i *)low), second = _mm_loadu_si128((const __m128i *)high);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
+}
+
+/* The next 16 columns of bfloat16. */
+INLINE vi fetch_bf16(int kind, int64_t n, const char **p, uint64_t bits) {
+    const uint64_t low = bits & 0xff, high = bits >> 8 & 0xff;
+    const char *from = *p;
+    if (kind == SECATEUR_DENSE) {
+        *p += 32;
+        return _mm256_loadu_si256((const vi *)from);
+    }
+    if (kind == SECATEUR_TILE4) {
+        const uint64_t tiles = _pext_u64(bits, 0x1111);
+        const vi places = _mm256_loadu_si256((const vi *)secateur_tile_pair_places[tiles]);
+        *p += 8 * __builtin_popcountll(tiles);
+        const vi v = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const vi *)from), places);
+        return _mm256_andnot_si256(_mm256_srai_epi32(places, 31), v);
+    }
+    const vi places = both(secateur_pair_places[low], secateur_pair_places[high]);
+    if (kind == SECATEUR_NM && n <= 2) { /* 16 bytes hold all 16 columns' */
+        const vi behind = _mm256_inserti128_si256(_mm256_setzero_si256(), _mm_set1_epi8((char)(4 * n)), 1);
+        *p += 8 * n;
+        const vi v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)from));
+        return _mm256_shuffle_epi8(v, _mm256_add_epi8(places, behind));
+    }
+    const char *second = from + (kind == SECATEUR_NM ? 4 * n : 2 * __builtin_popcountll(low));
+    *p = second + (kind == SECATEUR_NM ? 4 * n : 2 * __builtin_popcountll(high));
+    return _mm256_shuffle_epi8(both(from, second), places);
+}
 
 INLINE vi fetch(int kind, int dtype, int64_t n, const char **p, uint64_t bits) {
+    if (dtype == SECATEUR_BF16) return fetch_bf16(kind, n, p, bits);
     if (dtype == SECATEUR_I4) {
         const vi nibbles = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)*p));
         *p += 8;
@@ -160,8 +225,6 @@ INLINE vi fetch(int kind, int dtype, int64_t n, const char **p, uint64_t bits) {
     vi v;
     if (dtype == SECATEUR_F32)
         v = _mm256_loadu_si256((const __m256i *)*p);
-    else if (dtype == SECATEUR_BF16)
-        v = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)*p)), 16);
     else
         v = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)*p));
     if (kind == SECATEUR_DENSE) {
@@ -177,7 +240,9 @@ INLINE vi fetch(int kind, int dtype, int64_t n, const char **p, uint64_t bits) {
 
 INLINE vf floats(int dtype, vi raw, int v) {
     if (dtype == SECATEUR_I8) return (vf)_mm256_cvtepi32_ps(raw);
-    if (dtype != SECATEUR_I4) return (vf)raw;
+    if (dtype == SECATEUR_F32) return (vf)raw;
+    if (dtype == SECATEUR_BF16)
+        return (vf)(v ? _mm256_and_si256(raw, _mm256_set1_epi32((int)0xffff0000)) : _mm256_slli_epi32(raw, 16));
     const vi nibble = _mm256_and_si256(v ? _mm256_srli_epi32(raw, 4) : raw, _mm256_set1_epi32(15));
     return (vf)_mm256_cvtepi32_ps(_mm256_sub_epi32(nibble, _mm256_set1_epi32(8)));
 }

@@ -1,0 +1,172 @@
+/* WAY_DIGITS where there is AVX2 only: whole-number weights, one column of x, in integers.  x becomes whole numbers of 15 or
+ * 29 bits, as many as make it as good as it was given (whole.h), in D words of 16 bits; VPMADDWD multiplies a word of 16
+ * columns at once.  Sums are exact: without groups over 4,096 columns in 32 bits, then in 64; with groups over a chunk.
+ */
+#ifndef SECATEUR_WORDS_H
+#define SECATEUR_WORDS_H
+
+#include "dot.h"
+
+#if SECATEUR_PATH == 1
+
+#define FEW_CHUNKS 64 /* of 8 products of 2^14 by 2^7 in each lane: as many fit a sum of 32 bits */
+
+/* 8 bytes from each of two places. */
+INLINE __m128i halves(const void *low, const void *high) {
+    return (__m128i)_mm_loadh_pd((__m128d)_mm_loadl_epi64((const __m128i *)low), (const double *)high);
+}
+
+/* The next 16 columns of a row as words of 16 bits; `bits` begins with theirs. */
+INLINE vi words_of(int kind, int64_t n, const char **p, uint64_t bits) {
+    const uint64_t low = bits & 0xff, high = bits >> 8 & 0xff;
+    const char *from = *p;
+    __m128i v = _mm_loadu_si128((const __m128i *)from), places;
+    if (kind == SECATEUR_DENSE) {
+        *p += 16;
+        return _mm256_cvtepi8_epi16(v);
+    }
+    if (kind == SECATEUR_TILE4) {
+        const uint64_t tiles = _pext_u64(bits, 0x1111);
+        places = _mm_loadu_si128((const __m128i *)secateur_tile_places[tiles]);
+        *p += 4 * __builtin_popcountll(tiles);
+    } else if (kind == SECATEUR_NM) {
+        const __m128i behind = _mm_set_epi64x(2 * n * 0x0101010101010101, 0);
+        places = _mm_add_epi8(halves(secateur_places[low], secateur_places[high]), behind);
+        *p += 4 * n;
+    } else {
+        const char *second = from + __builtin_popcountll(low);
+        v = halves(from, second);
+        places = halves(secateur_places[low], secateur_places_behind[high]);
+        *p = second + __builtin_popcountll(high);
+    }
+    return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(v, places));
+}
+
+/* The sums of a chunk of a row, `p` its values, for each word of x. */
+INLINE void words_sums(const int kind, const int dtype, const int D, int64_t n, const char **p, uint64_t bits, const int16_t *x,
+                       const int width, vi (*sums)[2]) {
+    vi w[4];
+    if (dtype == SECATEUR_I4) { /* the k-th: columns k, k + 4, ... */
+        const vi low = _mm256_set1_epi16(15), v = _mm256_loadu_si256((const __m256i *)*p);
+        w[0] = _mm256_and_si256(v, low);
+        w[1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+        w[2] = _mm256_and_si256(_mm256_srli_epi16(v, 8), low);
+        w[3] = _mm256_srli_epi16(v, 12);
+        *p += 32;
+    } else {
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) w[q] = words_of(kind, n, p, bits >> 16 * q);
+    }
+#pragma GCC unroll 2
+    for (int d = 0; d < D; d++) {
+        vi m[4];
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) m[q] = _mm256_madd_epi16(w[q], _mm256_loadu_si256((const __m256i *)(x + d * CHUNK + 16 * q)));
+        sums[d][0] = _mm256_add_epi32(m[0], m[1]);
+        sums[d][1] = _mm256_add_epi32(m[2], m[3]);
+        if (width == CHUNK) sums[d][0] = _mm256_add_epi32(sums[d][0], sums[d][1]);
+    }
+}
+
+/* A chunk of R rows; `whole`: none of its columns is behind the last. */
+INLINE void words_chunk(const job *j, const int kind, const int dtype, const int grouped, const int D, const int R,
+                        const int whole, int64_t c, const char **p, const uint8_t **mask, const char *const *scales,
+                        const int16_t *x, vi (*acc)[2], vf (*total)[2]) {
+    const int width = grouped == NARROW_GROUPS && dtype != SECATEUR_I4 ? 32 : CHUNK, shift = j->group_shift - 1;
+    const int32_t *offset = j->offsets + c * D * VL;
+    char tail[CHUNK];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        const uint64_t bits = kind == SECATEUR_DENSE ? 0 : mask_bits(j, kind, whole, mask[r], c);
+        vi sums[2][2];
+        if (kind == SECATEUR_DENSE && !whole) p[r] = end_of_row(j, dtype, p[r], tail);
+        ask(kind, SECATEUR_I8, R, p[r]);
+        words_sums(kind, dtype, D, j->m->n, &p[r], bits, x, width, sums);
+        if (!grouped) {
+#pragma GCC unroll 2
+            for (int d = 0; d < D; d++) acc[r][d] = _mm256_add_epi32(acc[r][d], sums[d][0]);
+            continue;
+        }
+        const int second = whole || 2 * c * 32 + 32 < j->m->cols;
+        vf scale[2];
+        if (grouped == WIDE_GROUPS) {
+            scale[0] = all(load_either(scales[r], j->m->scale_dtype, c >> shift));
+        } else {
+            scale[0] = all(load_either(scales[r], j->m->scale_dtype, 2 * c));
+            scale[1] = second ? all(load_either(scales[r], j->m->scale_dtype, 2 * c + 1)) : all(0);
+            if (dtype == SECATEUR_I4) scale[0] = (vf)_mm256_blend_ps((__m256)scale[0], (__m256)scale[1], 0xf0);
+        }
+#pragma GCC unroll 2
+        for (int d = 0; d < D; d++) {
+            if (dtype == SECATEUR_I4)
+                sums[d][0] = _mm256_sub_epi32(sums[d][0], _mm256_loadu_si256((const __m256i *)(offset + d * VL)));
+            total[r][d] = muladd((vf)_mm256_cvtepi32_ps(sums[d][0]), scale[0], total[r][d]);
+            if (width == 32) total[r][d] = muladd((vf)_mm256_cvtepi32_ps(sums[d][1]), scale[1], total[r][d]);
+        }
+    }
+}
+
+INLINE int64_t sum_words(vi v) {
+    int32_t lane[VL];
+    int64_t total = 0;
+    _mm256_storeu_si256((__m256i *)lane, v);
+    for (int k = 0; k < VL; k++) total += lane[k];
+    return total;
+}
+
+INLINE void words_rows(const job *j, const int kind, const int dtype, const int grouped, const int D, const int R,
+                       const int64_t *row, char *scratch) {
+    const int64_t full = j->m->cols / CHUNK;
+    const char *p[STREAMS], *scales[STREAMS];
+    const uint8_t *mask[STREAMS];
+    const int16_t *x = (const int16_t *)j->digits;
+    vi acc[STREAMS][2];
+    vf total[STREAMS][2];
+    int64_t sums[STREAMS][2] = {{0}};
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        p[r] = row_values(j, kind, dtype, row[r], scratch + r * (j->scratch_bytes / STREAMS));
+        mask[r] = kind == SECATEUR_DENSE ? 0 : j->m->mask + row[r] * j->mask_stride;
+        if (grouped) scales[r] = (const char *)j->m->scales + row[r] * j->groups * (j->m->scale_dtype == SECATEUR_F32 ? 4 : 2);
+#pragma GCC unroll 2
+        for (int d = 0; d < 2; d++) {
+            acc[r][d] = _mm256_setzero_si256();
+            total[r][d] = all(0);
+        }
+    }
+    for (int64_t c = 0; c < j->chunks;) {
+        const int64_t last = grouped || c + FEW_CHUNKS > full ? full : c + FEW_CHUNKS;
+        for (; c < last; c++, x += D * CHUNK)
+            words_chunk(j, kind, dtype, grouped, D, R, 1, c, p, mask, scales, x, acc, total);
+        if (c == full && full < j->chunks)
+            words_chunk(j, kind, dtype, grouped, D, R, 0, c++, p, mask, scales, x, acc, total);
+        if (grouped) break;
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int d = 0; d < D; d++) {
+                sums[r][d] += sum_words(acc[r][d]);
+                acc[r][d] = _mm256_setzero_si256();
+            }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        double value = (double)(sums[r][0] + sums[r][1] * WORD);
+        if (grouped) value = sum(total[r][0]) + (D > 1 ? (double)sum(total[r][1]) * WORD : 0);
+        else value *= scale_at(j, row[r], 0);
+        put(j, 0, row[r], (float)(value * j->unit));
+    }
+}
+
+INLINE void words_range(const job *j, const int kind, const int dtype, const int grouped, const int D, int64_t first,
+                        int64_t last, char *scratch) {
+    const int R = STREAMS_OF(kind);
+    for (int64_t i = first; i < first + (last - first + R - 1) / R; i++) {
+        int64_t row[STREAMS];
+        rows_of_streams(first, last, i, R, row);
+        words_rows(j, kind, dtype, grouped, D, R, row, scratch);
+    }
+}
+
+#endif
+#endif
