@@ -129,6 +129,11 @@ def write(name: str, rows: Sequence[Row], args: argparse.Namespace, **more: Any)
     (RESULTS / f"{name}.json").write_text(text + "\n")
 
 
+def of_kernels(name: str, path: str | None) -> str:
+    """The result's name for a path of the kernels; None: the best, avx512, which has no name of its own."""
+    return name if path in (None, "avx512") else f"{name}-{path}"
+
+
 def read(name: str) -> Row:
     """benchmarks/results/NAME.json as it was written."""
     path = RESULTS / f"{name}.json"

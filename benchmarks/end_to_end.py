@@ -1,6 +1,6 @@
 """end_to_end: tokens a second of whole models in torch, llama.cpp and as packed weights, with bytes and perplexity.
 
-    make bench ARGS="end_to_end [--models smollm2-135m llama-1.1b] [--rounds 3] [--match int8 ...] [--show]"
+    make bench ARGS="end_to_end [--models smollm2-135m llama-1.1b] [--rounds 3] [--match int8 ...] [--kernels avx2]"
 
 smollm2-135m is cut by Wanda (32 samples of 512); llama-1.1b has the shape of TinyLlama and random weights in bfloat16,
 cut where |w| is small, so it has no perplexity. Every cell is a process of its own: a prompt of 32 tokens, then so many
@@ -29,7 +29,9 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import CACHE, HERE, MODEL, QUIET, Row, data, model_folder, others, read, table, write
+from common import CACHE, HERE, MODEL, QUIET, Row, data, model_folder, of_kernels, others, read, table, write
+
+from secateur.runtime import library
 
 PROMPT, READ = 32, 128
 SHAPE = {  # TinyLlama's
@@ -73,19 +75,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--match", nargs="+", help="only systems whose name holds one of these")
     parser.add_argument("--no-perplexity", action="store_true", help="leave it out")
     parser.add_argument("--show", action="store_true", help="measure nothing: print the table of the results")
+    parser.add_argument(
+        "--kernels", choices=library.PATHS, help="measure or show this path, not the best one (avx512)"
+    )
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.cell:
         print("RESULT " + json.dumps(cell(json.loads(args.cell))))
         return 0
     if not args.show:
+        if args.kernels:
+            os.environ[library.VARIABLE] = args.kernels
+        args.kernels = library.features()["path"]
         run(args)
-    print(f"\n## end_to_end\n\n{tables(read('end_to_end'))}\n")
+    name = of_kernels("end_to_end", args.kernels)
+    print(f"\n## {name}\n\n{tables(read(name))}\n")
     return 0
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure and write results/end_to_end.json."""
+    """Measure and write results/end_to_end.json, or of another path than avx512."""
     jobs = [
         {"model": model, "system": system, **how, "threads": threads, "tokens": args.tokens}
         for model in args.models
@@ -111,13 +120,14 @@ def run(args: argparse.Namespace) -> None:
 def keep(jobs: list[Row], found: list[list[Row]], args: argparse.Namespace) -> None:
     """Write what has been measured so far; rows that are not measured in this call stay."""
     rows = [summary(job, measured) for job, measured in zip(jobs, found, strict=True) if measured]
-    rows += others("end_to_end", rows, ("model", "system", "threads"))
+    name = of_kernels("end_to_end", args.kernels)
+    rows += others(name, rows, ("model", "system", "threads"))
     order = list(SYSTEMS)
     rows.sort(key=lambda row: (row["model"], row["threads"], order.index(row["system"])))
     quality = {(row["model"], row["system"]): row["perplexity"] for row in rows if row["perplexity"]}
     for row in rows:
         row["perplexity"] = quality.get((row["model"], row["system"]))
-    write("end_to_end", rows, args, rounds=args.rounds, tokens=args.tokens, aims=aims(rows))
+    write(name, rows, args, rounds=args.rounds, tokens=args.tokens, aims=aims(rows))
 
 
 def summary(job: Row, rows: list[Row]) -> Row:

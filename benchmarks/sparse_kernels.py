@@ -1,6 +1,6 @@
 """sparse-kernels: the runtime's products against the best dense ones, ours and torch's, on weights not in the cache.
 
-    python benchmarks/sparse_kernels.py [--full] [--threads 1 2] [--shapes 4096x4096 ...] [--show]
+    python benchmarks/sparse_kernels.py [--full] [--threads 1 2] [--shapes 4096x4096 ...] [--kernels avx2] [--show]
 
 y = x W' with x [batch, columns] bfloat16, as a model in bfloat16 has it; float32 for float32 weights and for torch's
 dynamic int8. Weights lie in huge pages, torch's too where they are plain. Every way of one shape is measured in the
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import Row, read, table, write
+from common import Row, of_kernels, read, table, write
 
 from secateur.core.select import NM, Blocks, keep_top
 from secateur.io.pack import pack_bitmask, pack_blocks, pack_dense, pack_nm
@@ -65,15 +65,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--show", action="store_true", help="measure nothing: print the tables of the results"
     )
+    parser.add_argument(
+        "--kernels", choices=library.PATHS, help="measure or show this path, not the best one (avx512)"
+    )
     args = parser.parse_args(argv)
     if not args.show:
-        run(args)
-    print(f"\n## sparse-kernels\n\n{tables(read('sparse-kernels'))}\n")
+        args.kernels = run(args)
+    name = of_kernels("sparse-kernels", args.kernels)
+    print(f"\n## {name}\n\n{tables(read(name))}\n")
     return 0
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure and write results/sparse-kernels.json."""
+def run(args: argparse.Namespace) -> str:
+    """Measure and write results/sparse-kernels.json, or of another path than avx512; which path it was."""
+    if args.kernels:
+        library.use(args.kernels)
+    path = library.features()["path"]
     batches = (1, 4, 16, 64) if args.full else (1, 16)
     sparsities = (0.5, 0.6, 0.7, 0.8, 0.9) if args.full else (0.5, 0.7, 0.9)
     rows: list[Row] = []
@@ -92,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"  {time.strftime('%H:%M:%S')}  {shape}", file=sys.stderr, flush=True)
     command = f"python benchmarks/sparse_kernels.py {' '.join(sys.argv[1:])}".strip()
     write(
-        "sparse-kernels",
+        of_kernels("sparse-kernels", path),
         rows,
         args,
         command=command,
@@ -100,6 +107,7 @@ def run(args: argparse.Namespace) -> None:
         judged=judged,
         met=met(judged),
     )
+    return path
 
 
 def is_judged(way: Way) -> bool:

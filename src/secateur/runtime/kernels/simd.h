@@ -170,7 +170,7 @@ INLINE vf floats(int dtype, vi raw, int v) {
 
 #elif SECATEUR_PATH == 1
 typedef __m256i vi;
-#define STEP(dtype) ((dtype) == SECATEUR_I4 || (dtype) == SECATEUR_BF16 ? 16 : 8)
+#define STEP(dtype) ((dtype) == SECATEUR_F32 ? 8 : 16)
 #define PAIRS(dtype) ((dtype) == SECATEUR_I4 || (dtype) == SECATEUR_BF16 ? 16 : 0)
 #define FACTOR(dtype) 1.0f
 
@@ -215,32 +215,59 @@ INLINE vi fetch_bf16(int kind, int64_t n, const char **p, uint64_t bits) {
     return _mm256_shuffle_epi8(both(from, second), places);
 }
 
+/* 8 bytes from each of two places. */
+INLINE __m128i halves(const void *low, const void *high) {
+    return (__m128i)_mm_loadh_pd((__m128d)_mm_loadl_epi64((const __m128i *)low), (const double *)high);
+}
+
+/* The next 16 columns of int8, as words of 16 bits. */
+INLINE vi fetch_i8(int kind, int64_t n, const char **p, uint64_t bits) {
+    const uint64_t low = bits & 0xff, high = bits >> 8 & 0xff;
+    const char *from = *p;
+    __m128i v = _mm_loadu_si128((const __m128i *)from), places;
+    if (kind == SECATEUR_DENSE) {
+        *p += 16;
+        return _mm256_cvtepi8_epi16(v);
+    }
+    if (kind == SECATEUR_TILE4) {
+        const uint64_t tiles = _pext_u64(bits, 0x1111);
+        places = _mm_loadu_si128((const __m128i *)secateur_tile_places[tiles]);
+        *p += 4 * __builtin_popcountll(tiles);
+    } else if (kind == SECATEUR_NM) {
+        const __m128i behind = _mm_set_epi64x(2 * n * 0x0101010101010101, 0);
+        places = _mm_add_epi8(halves(secateur_places[low], secateur_places[high]), behind);
+        *p += 4 * n;
+    } else {
+        const char *second = from + __builtin_popcountll(low);
+        v = halves(from, second);
+        places = halves(secateur_places[low], secateur_places_behind[high]);
+        *p = second + __builtin_popcountll(high);
+    }
+    return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(v, places));
+}
+
 INLINE vi fetch(int kind, int dtype, int64_t n, const char **p, uint64_t bits) {
     if (dtype == SECATEUR_BF16) return fetch_bf16(kind, n, p, bits);
+    if (dtype == SECATEUR_I8) return fetch_i8(kind, n, p, bits);
     if (dtype == SECATEUR_I4) {
         const vi nibbles = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)*p));
         *p += 8;
         return nibbles;
     }
-    vi v;
-    if (dtype == SECATEUR_F32)
-        v = _mm256_loadu_si256((const __m256i *)*p);
-    else
-        v = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)*p));
-    if (kind == SECATEUR_DENSE) {
-        *p += 8 * entry_bytes(dtype);
-        return v;
-    }
+    const vi v = _mm256_loadu_si256((const vi *)*p);
     const uint64_t byte = bits & 0xff;
+    *p += 4 * (kind == SECATEUR_DENSE ? 8 : kind == SECATEUR_NM ? 2 * n : __builtin_popcountll(byte));
+    if (kind == SECATEUR_DENSE) return v;
     const vi places = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)secateur_places[byte]));
-    v = _mm256_andnot_si256(_mm256_srai_epi32(places, 31), _mm256_permutevar8x32_epi32(v, places));
-    *p += (kind == SECATEUR_NM ? 2 * n : __builtin_popcountll(byte)) * entry_bytes(dtype);
-    return v;
+    return _mm256_andnot_si256(_mm256_srai_epi32(places, 31), _mm256_permutevar8x32_epi32(v, places));
 }
 
 INLINE vf floats(int dtype, vi raw, int v) {
-    if (dtype == SECATEUR_I8) return (vf)_mm256_cvtepi32_ps(raw);
     if (dtype == SECATEUR_F32) return (vf)raw;
+    if (dtype == SECATEUR_I8) {
+        const __m128i half = v ? _mm256_extracti128_si256(raw, 1) : _mm256_castsi256_si128(raw);
+        return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(half));
+    }
     if (dtype == SECATEUR_BF16)
         return (vf)(v ? _mm256_and_si256(raw, _mm256_set1_epi32((int)0xffff0000)) : _mm256_slli_epi32(raw, 16));
     const vi nibble = _mm256_and_si256(v ? _mm256_srli_epi32(raw, 4) : raw, _mm256_set1_epi32(15));

@@ -11,37 +11,6 @@
 
 #define FEW_CHUNKS 64 /* of 8 products of 2^14 by 2^7 in each lane: as many fit a sum of 32 bits */
 
-/* 8 bytes from each of two places. */
-INLINE __m128i halves(const void *low, const void *high) {
-    return (__m128i)_mm_loadh_pd((__m128d)_mm_loadl_epi64((const __m128i *)low), (const double *)high);
-}
-
-/* The next 16 columns of a row as words of 16 bits; `bits` begins with theirs. */
-INLINE vi words_of(int kind, int64_t n, const char **p, uint64_t bits) {
-    const uint64_t low = bits & 0xff, high = bits >> 8 & 0xff;
-    const char *from = *p;
-    __m128i v = _mm_loadu_si128((const __m128i *)from), places;
-    if (kind == SECATEUR_DENSE) {
-        *p += 16;
-        return _mm256_cvtepi8_epi16(v);
-    }
-    if (kind == SECATEUR_TILE4) {
-        const uint64_t tiles = _pext_u64(bits, 0x1111);
-        places = _mm_loadu_si128((const __m128i *)secateur_tile_places[tiles]);
-        *p += 4 * __builtin_popcountll(tiles);
-    } else if (kind == SECATEUR_NM) {
-        const __m128i behind = _mm_set_epi64x(2 * n * 0x0101010101010101, 0);
-        places = _mm_add_epi8(halves(secateur_places[low], secateur_places[high]), behind);
-        *p += 4 * n;
-    } else {
-        const char *second = from + __builtin_popcountll(low);
-        v = halves(from, second);
-        places = halves(secateur_places[low], secateur_places_behind[high]);
-        *p = second + __builtin_popcountll(high);
-    }
-    return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(v, places));
-}
-
 /* The sums of a chunk of a row, `p` its values, for each word of x. */
 INLINE void words_sums(const int kind, const int dtype, const int D, int64_t n, const char **p, uint64_t bits, const int16_t *x,
                        const int width, vi (*sums)[2]) {
@@ -55,7 +24,7 @@ INLINE void words_sums(const int kind, const int dtype, const int D, int64_t n, 
         *p += 32;
     } else {
 #pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) w[q] = words_of(kind, n, p, bits >> 16 * q);
+        for (int q = 0; q < 4; q++) w[q] = fetch_i8(kind, n, p, bits >> 16 * q);
     }
 #pragma GCC unroll 2
     for (int d = 0; d < D; d++) {
