@@ -81,7 +81,7 @@ INLINE void digits_streams(const job *j, const int kind, const int D, const int 
 
 INLINE void digits_range(const job *j, const int kind, const int D, int64_t first, int64_t last, char *scratch) {
     const int many = D < DIGITS ? STREAMS : 4; /* the sums of six rows in four digits do not fit the registers */
-    if (is_long(j, kind, D * CHUNK, 12)) digits_streams(j, kind, D, many, first, last, scratch);
+    if (in_many(j, kind, D * CHUNK, 12)) digits_streams(j, kind, D, many, first, last, scratch);
     else digits_streams(j, kind, D, STREAMS_OF(kind), first, last, scratch);
 }
 

@@ -90,7 +90,7 @@ WITH_PAIRS INLINE void pairs_columns(const job *j, const int kind, const int R, 
 }
 
 WITH_PAIRS INLINE void pairs_range(const job *j, const int kind, int64_t first, int64_t last, char *scratch) {
-    if (j->batch == 1 && is_long(j, kind, CHUNK * 2, 16)) pairs_columns(j, kind, STREAMS, first, last, scratch);
+    if (j->batch == 1 && in_many(j, kind, CHUNK * 2, 16)) pairs_columns(j, kind, STREAMS, first, last, scratch);
     else if (j->batch == 1) pairs_columns(j, kind, STREAMS_OF(kind), first, last, scratch);
     else pairs_columns(j, kind, 2, first, last, scratch);
 }
