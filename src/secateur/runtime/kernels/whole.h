@@ -165,9 +165,9 @@ static void split_digits4(job *j, const void *x, int64_t dtype, range r) {
 }
 
 #else
-/* The lowest 15 bits of whole numbers, signed; *whole: what is left of them above. */
-INLINE __m128i next_word(vi *whole) {
-    const vi word = _mm256_srai_epi32(_mm256_slli_epi32(*whole, 17), 17);
+/* The next word of whole numbers: their lowest 15 bits, signed, or all that is left; *whole: what is left above. */
+INLINE __m128i next_word(vi *whole, int last) {
+    const vi word = last ? *whole : _mm256_srai_epi32(_mm256_slli_epi32(*whole, 17), 17);
     *whole = _mm256_srai_epi32(_mm256_sub_epi32(*whole, word), 15);
     return _mm_packs_epi32(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1));
 }
@@ -194,7 +194,7 @@ INLINE void split_words_as(job *j, const void *x, int64_t dtype, range r) {
         for (int q = 0; q < CHUNK; q += VL) {
             const vf plain = x_vector(x, dtype, c * CHUNK + q, j->m->cols - c * CHUNK - q);
             vi whole = _mm256_cvtps_epi32(_mm256_mul_ps((__m256)plain, factor));
-            for (int d = 0; d < D; d++) _mm_storeu_si128((__m128i *)(out + d * CHUNK + q), next_word(&whole));
+            for (int d = 0; d < D; d++) _mm_storeu_si128((__m128i *)(out + d * CHUNK + q), next_word(&whole, d == D - 1));
         }
         for (int d = 0; d < D && j->m->dtype == SECATEUR_I4; d++) by_nibbles(out + d * CHUNK, j->offsets + (c * D + d) * VL);
     }
