@@ -170,12 +170,100 @@ static void compare(const sample *s, int64_t batch, int64_t threads, int64_t dty
     free(y);
 }
 
+static void times(const sample *s, const double *x, double *y) {
+    for (int64_t row = 0; row < s->m.rows; row++) {
+        y[row] = 0;
+        for (int64_t c = 0; c < s->m.cols; c++) y[row] += s->dense[row * s->m.cols + c] * x[c];
+    }
+}
+
+enum { HIDDEN = 44, HEADS = 6, SHARED = 2, SIZE = 10, INNER = 37, ROOM = 140, MATRICES = 7 };
+
+/* One layer, token by token in float32: against sums in double. */
+static void layer(int64_t threads) {
+    static const int64_t shapes[MATRICES][2] = {{HEADS * SIZE, HIDDEN}, {SHARED * SIZE, HIDDEN}, {SHARED * SIZE, HIDDEN},
+                                                {HIDDEN, HEADS * SIZE}, {INNER, HIDDEN}, {INNER, HIDDEN}, {HIDDEN, INNER}};
+    sample w[MATRICES];
+    for (int k = 0; k < MATRICES; k++) {
+        w[k] = make(SECATEUR_BITMASK, SECATEUR_F32, shapes[k][0], shapes[k][1], 0, 0, 50);
+    }
+    const size_t row = SIZE * 4;
+    float *norms = exactly(2 * HIDDEN * 4), *cosines = exactly(ROOM * row), *sines = exactly(ROOM * row), *hidden = exactly(HIDDEN * 4);
+    float *keys = exactly(SHARED * ROOM * row), *values = exactly(SHARED * ROOM * row);
+    static double k_of[ROOM][SHARED * SIZE], v_of[ROOM][SHARED * SIZE];
+    for (int i = 0; i < 2 * HIDDEN; i++) norms[i] = real();
+    for (int i = 0; i < ROOM * SIZE; i++) {
+        const double angle = 0.1 * (double)(i / SIZE) * (double)(i % (SIZE / 2) + 1);
+        cosines[i] = (float)cos(angle);
+        sines[i] = (float)(i % SIZE < SIZE / 2 ? -sin(angle) : sin(angle));
+    }
+    const secateur_layer l = {&w[0].m, &w[1].m, &w[2].m, &w[3].m, &w[4].m, &w[5].m, &w[6].m, norms, norms + HIDDEN, keys, values,
+                              1e-6, 1e-5, HEADS, SHARED, INNER};
+    const secateur_stack stack = {&l, cosines, sines, 0.5, 1, SECATEUR_F32, HIDDEN, SIZE, ROOM};
+    for (int at = 0; at < ROOM; at++) {
+        double h[HIDDEN], n[HIDDEN], q[HEADS * SIZE], mixed[HEADS * SIZE], gate[INNER], up[INNER], more[HIDDEN];
+        for (int i = 0; i < HIDDEN; i++) h[i] = hidden[i] = real();
+        if (secateur_step(&stack, hidden, 0, 2, at, threads) != SECATEUR_OK) wrong++;
+        for (int half = 0; half < 2; half++) {
+            double square = half ? 1e-5 : 1e-6;
+            for (int i = 0; i < HIDDEN; i++) square += h[i] * h[i] / HIDDEN;
+            for (int i = 0; i < HIDDEN; i++) n[i] = h[i] / sqrt(square) * norms[half * HIDDEN + i];
+            if (half) {
+                times(w + 4, n, gate);
+                times(w + 5, n, up);
+                for (int i = 0; i < INNER; i++) gate[i] *= up[i] / (1 + exp(-gate[i]));
+                times(w + 6, gate, more);
+            } else {
+                times(w, n, q);
+                times(w + 1, n, k_of[at]);
+                times(w + 2, n, v_of[at]);
+                for (int head = 0; head < HEADS + SHARED; head++) {
+                    double *x = head < HEADS ? q + head * SIZE : k_of[at] + (head - HEADS) * SIZE;
+                    for (int i = 0; i < SIZE / 2; i++) {
+                        const double a = x[i], b = x[i + SIZE / 2], c = cosines[at * SIZE + i];
+                        const double sine = sines[at * SIZE + SIZE / 2 + i];
+                        x[i] = a * c - b * sine;
+                        x[i + SIZE / 2] = b * c + a * sine;
+                    }
+                }
+                for (int head = 0; head < HEADS; head++) {
+                    const int own = head / (HEADS / SHARED) * SIZE;
+                    double total = 0;
+                    for (int i = 0; i < SIZE; i++) mixed[head * SIZE + i] = 0;
+                    for (int p = 0; p <= at; p++) {
+                        double score = 0;
+                        for (int i = 0; i < SIZE; i++) score += q[head * SIZE + i] * k_of[p][own + i];
+                        const double share = exp(0.5 * score);
+                        total += share;
+                        for (int i = 0; i < SIZE; i++) mixed[head * SIZE + i] += share * v_of[p][own + i];
+                    }
+                    for (int i = 0; i < SIZE; i++) mixed[head * SIZE + i] /= total;
+                }
+                times(w + 3, mixed, more);
+            }
+            for (int i = 0; i < HIDDEN; i++) h[i] += more[i];
+        }
+        for (int i = 0; i < HIDDEN; i++)
+            if (!(fabs(hidden[i] - h[i]) <= 2e-5 * (1 + fabs(h[i]))) && wrong++ < 10)
+                printf("a layer, position %d, path %d: %g, not %g\n", at, (int)secateur_path(), hidden[i], h[i]);
+        products++;
+    }
+    for (int k = 0; k < MATRICES; k++) discard(w + k);
+    free(norms);
+    free(cosines);
+    free(sines);
+    free(hidden);
+    free(keys);
+    free(values);
+}
+
 int main(void) {
     static const int64_t shapes[][2] = {{0, 64}, {1, 1}, {3, 0}, {5, 3}, {7, 64}, {17, 96}, {33, 100}, {20, 132}, {48, 256}, {9, 320},
                                        {13, 8260}};
     static const int64_t batches[] = {0, 1, 2, 5, 9, 16, 35, 64, 66};
     for (int64_t path = 0; path <= secateur_best(); path++) {
         secateur_use(path);
+        for (int64_t threads = 1; threads < 4; threads++) layer(threads);
         for (int64_t kind = 0; kind < SECATEUR_KINDS; kind++)
             for (int64_t dtype = 0; dtype <= SECATEUR_I4; dtype++)
                 for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import BadInput, Unsupported
-from secateur.runtime import decode
+from secateur.runtime import decode, library
 from secateur.runtime.decode import Decoder, Piece, agree, end_tokens, pieces, rooms, tokens
 from secateur.runtime.linear import PackedLinear, is_conv1d
 from secateur.runtime.sample import Sampling
 from tests.tinylm import tiny_llama, tiny_tokenizer
 
+PACKED = "native" if library.load() is not None else "lean"
 PROMPT = [1, 9, 33, 20, 9, 41]
 SHAPE = {"vocab_size": 64, "eos_token_id": None, "bos_token_id": 1, "pad_token_id": 3}
 LOUD = {
@@ -159,7 +160,7 @@ def test_replaced_linear_modules_are_called(kind: str, way: str) -> None:
     assert model.lm_head.calls - before == 20 and len(found) == 15
 
 
-@pytest.mark.parametrize("kind,way", [("Llama", "lean"), ("Qwen3", "model"), ("GPT2", "model")])
+@pytest.mark.parametrize("kind,way", [("Llama", PACKED), ("Qwen3", "model"), ("GPT2", "model")])
 def test_packed_models_are_decoded_as_they_stand(kind: str, way: str) -> None:
     model = tiny(kind)
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)]

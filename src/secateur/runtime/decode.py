@@ -7,6 +7,7 @@
 Keys and values lie in tensors made once an answer and are read as far as they are filled, so that nothing is copied
 to grow them and no mask is needed (transformers' StaticCache pays for all its positions at every step). Steps, best
 first; a step is taken when it gives the logits of the model's own pass over a short probe:
+    native    whole layers in the compiled kernels, where their matrices are packed (runtime/native.py)
     lean      the model's modules without transformers' code around them (runtime/lean.py)
     model     the model's forward pass, with this file's cache; for any model whose layers attend to all positions
     dynamic   the same with transformers' DynamicCache: sliding windows, recurrent states, and what comes
@@ -26,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import BadInput, Unsupported, require
-from secateur.runtime import lean
+from secateur.runtime import lean, native
 from secateur.runtime.sample import GREEDY, Sampling, choose, not_finite
 from secateur.runtime.text import Stops, Text
 
 CHUNK = 512  # tokens of a prompt read at once; between two of them an answer can be given up
 ROUND = 256  # positions by which caches grow
+OURS = ("native", "lean", "lean, compiled")  # steps of this package's own, bound to the keys and values
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}  # of the largest logit; half precision: HALF
 HALF = 5e-2
 
@@ -124,7 +126,7 @@ class Decoder:
             minutes, later seconds; what stops it is told in `notices`, and the step runs as it is.
 
     Attributes:
-        way: "lean", "lean, compiled", "model" or "dynamic".   notices: what was asked for and is not done.
+        way: "native", "lean", "lean, compiled", "model" or "dynamic".   notices: what was asked for and is not done.
         positions: the most tokens of prompt and answer together, or None.
 
     Raises:
@@ -142,7 +144,7 @@ class Decoder:
         self.turn = self.length = 0
         self._capacity = 0
         self._cache: Any = None
-        self._lean: Callable[..., Tensor] | None = None
+        self._step: Callable[..., Tensor] | None = None
         self._compile = False
         self._line = torch.arange(0)
         self._ones: Tensor | None = None
@@ -181,22 +183,22 @@ class Decoder:
             if cancelled():
                 return None
             logits = self._forward(part)
-        if self.way.startswith("lean") and self._lean is None:
-            self._lean = self._bound()
+        if self.way in OURS and self._step is None:
+            self._step = self._bound()
         return logits
 
     @torch.inference_mode()
     def step(self, token: int) -> Tensor:
         """Logits [vocabulary] after one more token."""
         one = torch.tensor([[token]], device=self.device)
-        if self._lean is None or not self.way.startswith("lean"):
+        if self._step is None or self.way not in OURS:
             return self._forward(one)
         at = self.length
         self.length += 1
         seen = self._line.narrow(0, 0, at + 1)
         if self._compile and self.way == "lean":  # being compiled: for any length at once
             torch._dynamo.mark_dynamic(seen, 0)
-        return self._lean(one, self._line.narrow(0, at, 1), seen)
+        return self._step(one, self._line.narrow(0, at, 1), seen)
 
     def _forward(self, ids: Tensor) -> Tensor:
         """The model's own pass over [1, n] further tokens."""
@@ -221,7 +223,7 @@ class Decoder:
         self._capacity = -(-positions // ROUND) * ROUND
         if self._compile and self.positions is not None:  # one size, so that nothing is compiled again
             self._capacity = self.positions
-        self._cache = self._lean = None  # before new ones are made
+        self._cache = self._step = None  # before new ones are made
         self._cache = rooms(self.model, self._capacity)
         self._line = torch.arange(self._capacity, device=self.device)
         if self.way == "model" and _grouped_half(self.model, self.device):
@@ -230,6 +232,8 @@ class Decoder:
     def _bound(self) -> Callable[..., Tensor]:
         layers = self._cache.layers
         keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+        if self.way == "native":
+            return native.Native(self.model, keys, values)
         step = lean.Lean(self.model, keys, values, fused=self._compile)
         if not self._compile:
             return step
@@ -247,6 +251,8 @@ class Decoder:
         ways = ["model", "dynamic"] if plain_attention(self.model) else ["dynamic"]
         if ways[0] == "model" and lean.fits(self.model):
             ways.insert(0, "lean")
+            if native.fits(self.model):
+                ways.insert(0, "native")
         for way in ways:
             self.way, self._cache, self._ones = way, None, None
             try:
@@ -269,7 +275,12 @@ class Decoder:
 
     def _try_to_compile(self) -> None:
         if self.way != "lean":
-            self.notices.append("not compiled: only models built like Llama have a step for it")
+            why = (
+                "the step runs in the compiled kernels"
+                if self.way == "native"
+                else "only models built like Llama have a step for it"
+            )
+            self.notices.append(f"not compiled: {why}")
             return
         plain = self._probe()
         self._compile, self._cache = True, None

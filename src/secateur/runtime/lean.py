@@ -24,8 +24,8 @@ from torch import Tensor, nn
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 STILL = ("default", "linear", "llama3", "yarn")  # rotary angles that do not change with the length
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_FEED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FEED = ("gate_proj", "up_proj", "down_proj")
 _MODEL = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
@@ -42,7 +42,9 @@ def fits(model: nn.Module) -> bool:
         return False
     for layer in base.layers:
         if not (
-            _parts(layer, _LAYER) and _parts(layer.self_attn, _ATTENTION) and _parts(layer.mlp, _FEED)
+            _parts(layer, _LAYER)
+            and _parts(layer.self_attn, {*ATTENTION})
+            and _parts(layer.mlp, {*FEED, "act_fn"})
         ) or not all(hasattr(layer.self_attn, name) for name in ("head_dim", "scaling")):
             return False
     return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -70,18 +72,16 @@ class Lean:
         self.last = norm_of(base.norm, weight.dtype, fused)
         self.parts: list[Any] = [
             (
-                norm_of(layer.input_layernorm, weight.dtype, fused),
-                *(
-                    getattr(layer.self_attn, name).forward
-                    for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+                (
+                    norm_of(layer.input_layernorm, weight.dtype, fused),
+                    *(getattr(layer.self_attn, name).forward for name in ATTENTION),
+                    key,
+                    value,
                 ),
-                norm_of(layer.post_attention_layernorm, weight.dtype, fused),
-                *(
-                    getattr(layer.mlp, name).forward
-                    for name in ("gate_proj", "up_proj", "down_proj", "act_fn")
+                (
+                    norm_of(layer.post_attention_layernorm, weight.dtype, fused),
+                    *(getattr(layer.mlp, name).forward for name in (*FEED, "act_fn")),
                 ),
-                key,
-                value,
             )
             for layer, key, value in zip(base.layers, keys, values, strict=True)
         ]
@@ -94,25 +94,36 @@ class Lean:
             seen: any tensor of as many entries as there are positions so far, this one included. Only its length
                 counts: as a tensor's it may change without torch.compile starting again.
         """
-        size, shared, scale, span = self.size, self.shared, self.scale, seen.shape[0]
-        cos, sin = self.cos[at], self.sin[at]
-        hidden = self.embed(token)
-        for before, q, k, v, o, after, gate, up, down, act, keys, values in self.parts:
-            x = before(hidden)
-            # queries and keys [1, heads, 1, size], turned together
-            both = torch.cat((q(x), k(x)), -1).view(1, -1, 1, size)
-            both = both * cos + torch.roll(both, size // 2, -1) * sin
-            heads = both.shape[1] - shared
-            keys.index_copy_(2, at, both.narrow(1, heads, shared))
-            values.index_copy_(2, at, v(x).view(1, shared, 1, size))
-            queries = both.narrow(1, 0, heads).view(1, shared, heads // shared, size)
-            mixed = F.scaled_dot_product_attention(
-                queries, keys.narrow(2, 0, span), values.narrow(2, 0, span), scale=scale
-            )
-            hidden = hidden + o(mixed.reshape(1, 1, heads * size))
-            x = after(hidden)
-            hidden = hidden + down(act(gate(x)) * up(x))
-        return self.head(self.last(hidden))[0, -1]
+        return self.head(self.last(self.through(self.embed(token), at, seen)))[0, -1]
+
+    def through(self, hidden: Tensor, at: Tensor, seen: Tensor) -> Tensor:
+        """What the layers make of the token's row [1, 1, hidden size]."""
+        for layer in range(len(self.parts)):
+            hidden = self.feed(layer, self.attend(layer, hidden, at, seen))
+        return hidden
+
+    def attend(self, layer: int, hidden: Tensor, at: Tensor, seen: Tensor) -> Tensor:
+        """A layer's first half; its keys and values are added."""
+        size, shared, span = self.size, self.shared, seen.shape[0]
+        before, q, k, v, o, keys, values = self.parts[layer][0]
+        x = before(hidden)
+        # queries and keys [1, heads, 1, size], turned together
+        both = torch.cat((q(x), k(x)), -1).view(1, -1, 1, size)
+        both = both * self.cos[at] + torch.roll(both, size // 2, -1) * self.sin[at]
+        heads = both.shape[1] - shared
+        keys.index_copy_(2, at, both.narrow(1, heads, shared))
+        values.index_copy_(2, at, v(x).view(1, shared, 1, size))
+        queries = both.narrow(1, 0, heads).view(1, shared, heads // shared, size)
+        mixed = F.scaled_dot_product_attention(
+            queries, keys.narrow(2, 0, span), values.narrow(2, 0, span), scale=self.scale
+        )
+        return hidden + o(mixed.reshape(1, 1, heads * size))
+
+    def feed(self, layer: int, hidden: Tensor) -> Tensor:
+        """A layer's second half."""
+        after, gate, up, down, act = self.parts[layer][1]
+        x = after(hidden)
+        return hidden + down(act(gate(x)) * up(x))
 
 
 def angles(rotary: Any, like: Tensor, positions: int) -> tuple[Tensor, Tensor]:

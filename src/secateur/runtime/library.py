@@ -20,7 +20,7 @@ import torch
 from secateur.errors import BadInput, one_of
 from secateur.runtime import pages
 
-ABI = 1
+ABI = 2
 PATHS = ("portable", "avx2", "avx512")
 VARIABLE = "SECATEUR_KERNELS"
 FILE = "libsecateur_kernels.so"  # on macOS too: CMake's name for a module
@@ -143,6 +143,8 @@ def _signatures(library: ctypes.CDLL) -> None:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.secateur_linear.argtypes = [ctypes.c_char_p, pointer, pointer, number, number, number]
     library.secateur_linear.restype = ctypes.c_int
+    library.secateur_step.argtypes = [ctypes.c_char_p, pointer, number, number, number, number]
+    library.secateur_step.restype = ctypes.c_int
     library.secateur_use.argtypes = [number]
     library.secateur_read.argtypes, library.secateur_read.restype = [pointer, number, number], number
     for name in ("abi", "best", "path", "use"):

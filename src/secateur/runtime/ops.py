@@ -74,7 +74,7 @@ class Product:
         batch = x.numel() // columns if columns else math.prod(shape[:-1])
         code = call(self.head, x.data_ptr(), y.data_ptr(), batch, code, torch.get_num_threads())
         if code:
-            raise _refused(code, self.packed)
+            raise refused(code, _named(self.packed))
         return y
 
 
@@ -174,7 +174,7 @@ def _multiply(packed: Packed, x: Tensor, bias: Tensor | None) -> Tensor:
         head, inner.data_ptr(), y.data_ptr(), batch, _X[inner.dtype], torch.get_num_threads()
     )
     if code:
-        raise _refused(code, packed)
+        raise refused(code, _named(packed))
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
@@ -208,11 +208,15 @@ def _kept_entries(packed: Packed) -> Tensor:
     return untiled(kept.unsqueeze(2).expand(-1, -1, wide), packed.kind, packed.shape[0])
 
 
-def _refused(code: int, packed: Packed) -> Exception:
-    """What secateur_linear's answer means."""
+def refused(code: int, what: str) -> Exception:
+    """What a kernel's answer means."""
     if code == 1:
-        return BadInput(f"packed {packed.kind} {list(packed.shape)} does not fit together", where="weight")
+        return BadInput(f"{what} does not fit together", where="weight")
     return MemoryError("no memory for a packed product")
+
+
+def _named(packed: Packed) -> str:
+    return f"packed {packed.kind} {list(packed.shape)}"
 
 
 def _x_fits(packed: Packed, x: Tensor) -> None:

@@ -8,6 +8,7 @@
 #endif
 
 #define TALL 16
+#define PRODUCTS 3             /* of one x, that secateur_products takes at most */
 #define PART_BYTES (512 << 10) /* about what a part of the work reads */
 #define PARTS_A_THREAD 8
 #define PARTS_OF_ONE 2            /* the same for one row of x: a part's streams take their time to get going */
@@ -59,6 +60,15 @@ static const path_table *table(void) {
     return &secateur_table_portable;
 }
 
+const around_table *secateur_around(void) {
+#ifdef SECATEUR_X86
+    const int64_t path = secateur_path();
+    if (path == SECATEUR_AVX512) return &secateur_around_avx512;
+    if (path == SECATEUR_AVX2) return &secateur_around_avx2;
+#endif
+    return &secateur_around_portable;
+}
+
 /* What can be refused without reading the data. */
 static int sound(const secateur_matrix *m) {
     const int whole = m->dtype == SECATEUR_I8 || m->dtype == SECATEUR_I4;
@@ -74,16 +84,21 @@ static int sound(const secateur_matrix *m) {
     return 1;
 }
 
+/* One product, ready to be cut in parts. */
 typedef struct {
-    const job *j;
+    secateur_matrix m; /* its values are never null */
+    job j;
     const path_table *table;
     int64_t units, parts;
+    int64_t x_bytes, digit_bytes, slab;
 } task;
 
+/* `part` of several products' parts, counted through. */
 static void run_part(void *context, int64_t part) {
-    const task *t = context;
+    task *t = context;
+    for (; part >= t->parts; t++) part -= t->parts;
     const int64_t first = t->units * part / t->parts, last = t->units * (part + 1) / t->parts;
-    if (first < last) t->table->run[t->j->m->kind](t->j, first, last, t->j->scratch + part * t->j->scratch_bytes);
+    if (first < last) t->table->run[t->m.kind](&t->j, first, last, t->j.scratch + part * t->j.scratch_bytes);
 }
 
 static void only_bias(const secateur_matrix *m, void *y, int64_t batch, int64_t dtype) {
@@ -96,55 +111,102 @@ static int64_t aligned(int64_t bytes) { return (bytes + 127) / 64 * 64; }
 
 static const char nothing[OVERREAD]; /* where the values of an all-cut matrix are */
 
-int secateur_linear(const secateur_matrix *matrix, const void *x, void *y, int64_t batch, int64_t dtype, int64_t threads) {
-    secateur_matrix whole = *matrix;
-    const secateur_matrix *m = &whole;
-    if (!whole.values) whole.values = nothing;
-    if (!sound(m) || batch < 0 || (dtype != SECATEUR_F32 && dtype != SECATEUR_BF16)) return SECATEUR_BAD;
-    if (batch == 0 || m->rows == 0) return SECATEUR_OK;
-    if (m->cols == 0) {
-        only_bias(m, y, batch, dtype);
-        return SECATEUR_OK;
-    }
-    const path_table *path = table();
-    const int64_t width = dtype == SECATEUR_F32 ? 4 : 2, entry = entry_bytes(m->dtype);
+/* What does not depend on x: how many parts, how much memory. */
+static void plan(task *t, int64_t batch, int64_t dtype, int64_t threads) {
+    const secateur_matrix *m = &t->m;
+    const int64_t entry = entry_bytes(m->dtype);
     const int64_t tile = m->kind == SECATEUR_TILE16 ? TALL : m->kind == SECATEUR_TILE4 ? 4 : 1;
     const int64_t units = m->kind == SECATEUR_TILE16 ? (m->rows + TALL - 1) / TALL : m->rows;
     const int64_t bytes = m->dtype == SECATEUR_I4 ? m->rows * m->cols / 2 : m->count * tile * entry;
-    job j = {.m = m, .y_dtype = dtype, .values_end = (const char *)m->values + bytes, .pairs_do = pairs_do()};
-    j.mask_stride = ((m->kind == SECATEUR_TILE4 ? m->cols / 4 : m->cols) + 7) / 8;
-    j.chunks = (m->cols + CHUNK - 1) / CHUNK;
-    j.groups = m->group ? m->cols / m->group : 1;
-    j.group_shift = m->group ? __builtin_ctzll((uint64_t)m->group) - 5 : 0;
-    if (!m->group) j.group_shift = 62; /* any column's group is the row's */
+    job *j = &t->j;
+    *j = (job){.m = m, .y_dtype = dtype, .values_end = (const char *)m->values + bytes, .pairs_do = pairs_do()};
+    j->mask_stride = ((m->kind == SECATEUR_TILE4 ? m->cols / 4 : m->cols) + 7) / 8;
+    j->chunks = (m->cols + CHUNK - 1) / CHUNK;
+    j->groups = m->group ? m->cols / m->group : 1;
+    j->group_shift = m->group ? __builtin_ctzll((uint64_t)m->group) - 5 : 0;
+    if (!m->group) j->group_shift = 62; /* any column's group is the row's */
 
     int64_t parts = threads <= 1 ? 1 : bytes / PART_BYTES;
     if (threads > 1 && parts < threads) parts = threads;
     const int64_t most = threads * (batch == 1 ? PARTS_OF_ONE : PARTS_A_THREAD);
     if (threads > 1 && parts > most) parts = most;
     if (parts > (units + STREAMS - 1) / STREAMS) parts = (units + STREAMS - 1) / STREAMS;
+    t->units = units;
+    t->parts = parts;
     const int64_t entry_or_index = entry > 4 || m->kind == SECATEUR_TILE16 ? 4 : entry;
-    j.scratch_bytes = STREAMS * aligned(j.chunks * CHUNK * entry_or_index + OVERREAD);
-    const int64_t slab = batch < path->slab ? batch : path->slab;
-    int64_t lanes = slab; /* what prepare may pad it to */
-    if (slab > 1 && m->kind != SECATEUR_TILE16)
-        for (lanes = 16; lanes < slab;) lanes *= 2;
-    int64_t x_bytes = aligned(j.chunks * CHUNK * lanes * 4);
-    const int64_t digit_bytes = aligned((j.chunks + 1) * CHUNK * DIGITS); /* int4 takes two chunks at a time */
-    if (slab == 1) x_bytes = 2 * digit_bytes;
+    j->scratch_bytes = STREAMS * aligned(j->chunks * CHUNK * entry_or_index + OVERREAD);
+    t->slab = batch < t->table->slab ? batch : t->table->slab;
+    int64_t lanes = t->slab; /* what prepare may pad it to */
+    if (t->slab > 1 && m->kind != SECATEUR_TILE16)
+        for (lanes = 16; lanes < t->slab;) lanes *= 2;
+    t->digit_bytes = aligned((j->chunks + 1) * CHUNK * DIGITS); /* int4 takes two chunks at a time */
+    t->x_bytes = t->slab == 1 ? 2 * t->digit_bytes : aligned(j->chunks * CHUNK * lanes * 4);
+}
+
+static int64_t memory_of(const task *t) { return t->x_bytes + t->parts * t->j.scratch_bytes; }
+
+static void give(task *t, char *memory) {
+    t->j.x = (float *)memory;
+    t->j.digits = (int8_t *)memory;
+    t->j.offsets = (int32_t *)(memory + t->digit_bytes);
+    t->j.scratch = memory + t->x_bytes;
+}
+
+/* A task for the matrix, where there is something to multiply: without columns y is the bias, or nothing. */
+static int begin(task *t, const secateur_matrix *matrix, void *y, int64_t batch, int64_t dtype, int64_t threads) {
+    t->m = *matrix;
+    t->table = table();
+    t->parts = 0;
+    if (!t->m.values) t->m.values = nothing;
+    if (!sound(&t->m) || batch < 0 || (dtype != SECATEUR_F32 && dtype != SECATEUR_BF16)) return SECATEUR_BAD;
+    if (batch == 0 || t->m.rows == 0) return SECATEUR_OK;
+    if (t->m.cols == 0) only_bias(&t->m, y, batch, dtype);
+    else plan(t, batch, dtype, threads);
+    return SECATEUR_OK;
+}
+
+int secateur_linear(const secateur_matrix *matrix, const void *x, void *y, int64_t batch, int64_t dtype, int64_t threads) {
+    task t;
+    const int code = begin(&t, matrix, y, batch, dtype, threads);
+    if (code || t.parts == 0) return code;
     char *memory = 0;
-    if (posix_memalign((void **)&memory, 64, (size_t)(x_bytes + parts * j.scratch_bytes)) != 0) return SECATEUR_MEMORY;
-    j.x = (float *)memory;
-    j.digits = (int8_t *)memory;
-    j.offsets = (int32_t *)(memory + digit_bytes);
-    j.scratch = memory + x_bytes;
-    for (int64_t b = 0; b < batch; b += j.batch) {
-        j.batch = batch - b < slab ? batch - b : slab;
-        j.y = (char *)y + b * m->rows * width;
-        path->prepare(&j, (const char *)x + b * m->cols * width, dtype);
-        task t = {&j, path, units, parts};
-        secateur_parallel(run_part, &t, parts, threads);
+    if (posix_memalign((void **)&memory, 64, (size_t)memory_of(&t)) != 0) return SECATEUR_MEMORY;
+    give(&t, memory);
+    const int64_t width = dtype == SECATEUR_F32 ? 4 : 2;
+    for (int64_t b = 0; b < batch; b += t.j.batch) {
+        t.j.batch = batch - b < t.slab ? batch - b : t.slab;
+        t.j.y = (char *)y + b * t.m.rows * width;
+        t.table->prepare(&t.j, (const char *)x + b * t.m.cols * width, dtype);
+        secateur_parallel(run_part, &t, t.parts, threads);
     }
+    free(memory);
+    return SECATEUR_OK;
+}
+
+int secateur_products(const secateur_matrix *const *matrices, void *const *ys, int count, const void *x, int64_t dtype,
+                      int64_t threads) {
+    task tasks[PRODUCTS];
+    int64_t bytes = 0, parts = 0;
+    if (count > PRODUCTS) return SECATEUR_BAD;
+    for (int i = 0; i < count; i++) {
+        const int code = begin(tasks + i, matrices[i], ys[i], 1, dtype, threads);
+        if (code) return code;
+        if (tasks[i].parts) bytes += memory_of(tasks + i);
+        parts += tasks[i].parts;
+    }
+    char *memory = 0;
+    if (posix_memalign((void **)&memory, 64, (size_t)bytes + 64) != 0) return SECATEUR_MEMORY;
+    char *next = memory;
+    for (int i = 0; i < count; i++) {
+        task *t = tasks + i;
+        if (!t->parts) continue;
+        give(t, next);
+        next += memory_of(t);
+        t->j.batch = 1;
+        t->j.y = ys[i];
+        t->table->prepare(&t->j, x, dtype);
+    }
+    secateur_parallel(run_part, tasks, parts, threads);
     free(memory);
     return SECATEUR_OK;
 }

@@ -60,6 +60,38 @@ typedef struct {
 
 extern const path_table secateur_table_portable, secateur_table_avx2, secateur_table_avx512;
 
+#define HEAD 512  /* entries that a head of attention has at most */
+#define SPAN 128  /* positions that one part of the attention takes */
+#define SPANS(seen) (((seen) + SPAN - 1) / SPAN)
+#define PART_ROW(size) (((size) + 31) / 32 * 32 + 2) /* floats of a query in one part: largest score, sum of weights, sums */
+
+/* Attention of one token, in parts: each has some positions of one head of keys and the queries that share it. */
+typedef struct {
+    const void *queries, *keys, *values; /* [shared, each, size], [shared, room, size] twice, of dtype */
+    int64_t shared, each, size, room;
+    int64_t seen;                        /* positions that are filled */
+    int64_t stride;                      /* PART_ROW(size) */
+    float scale;
+    float *parts;                        /* [shared, spans, each, stride] */
+} attention;
+
+/* around.c; rows of `dtype` throughout. */
+typedef struct {
+    void (*norm)(const void *x, const void *weight, void *y, int64_t count, float epsilon, int64_t dtype);
+    void (*turn)(void *x, const void *cos, const void *sin, int64_t heads, int64_t size, int64_t dtype);
+    void (*gate)(void *x, const void *up, int64_t count, int64_t dtype);
+    void (*add)(void *x, const void *more, int64_t count, int64_t dtype);
+    void (*attend)(const attention *a, int64_t part, int64_t dtype);
+    void (*mix)(const attention *a, void *mixed, int64_t dtype);
+} around_table;
+
+extern const around_table secateur_around_portable, secateur_around_avx2, secateur_around_avx512;
+const around_table *secateur_around(void); /* of the path in use */
+
+/* y[i] = W[i] x + bias[i] for one row x that all have, in one round of the threads. */
+int secateur_products(const secateur_matrix *const *matrices, void *const *ys, int count, const void *x, int64_t dtype,
+                      int64_t threads);
+
 /* Work split in parts 0 .. parts-1, each done once, by at most `threads` threads. */
 typedef void (*part_function)(void *context, int64_t part);
 void secateur_parallel(part_function function, void *context, int64_t parts, int64_t threads);

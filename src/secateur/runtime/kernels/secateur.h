@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define SECATEUR_ABI 1
+#define SECATEUR_ABI 2
 
 enum { SECATEUR_BITMASK, SECATEUR_NM, SECATEUR_TILE4, SECATEUR_TILE16, SECATEUR_DENSE, SECATEUR_KINDS };
 enum { SECATEUR_F32, SECATEUR_BF16, SECATEUR_I8, SECATEUR_I4 };  /* of values; x, y and scales: the first two */
@@ -34,6 +34,27 @@ typedef struct {
  * must agree: that is for the caller to see to (io/packed.py: check), it is not looked at again. */
 int secateur_linear(const secateur_matrix *matrix, const void *x, void *y, int64_t batch, int64_t dtype,
                     int64_t threads);
+
+/* A layer built like Llama's; a half whose matrices are null is not run here. */
+typedef struct {
+    const secateur_matrix *q, *k, *v, *o, *gate, *up, *down;
+    const void *before, *after;            /* weights of the norms, [hidden] */
+    void *keys, *values;                   /* [shared, room, size], written at the token's position */
+    double before_epsilon, after_epsilon;
+    int64_t heads, shared, inner;          /* heads of queries, of keys and values; width of the MLP */
+} secateur_layer;
+
+/* Rows, norms, keys, values, cosines and sines are of `dtype`. All fields are 8 bytes (runtime/native.py). */
+typedef struct {
+    const secateur_layer *layers;
+    const void *cos, *sin;                 /* [room, size]; the first half of each row of sines negative */
+    double scale;                          /* of the scores */
+    int64_t count, dtype, hidden, size, room; /* layers; ...; entries of a head; positions that keys have */
+} secateur_stack;
+
+/* One token at position `at` through the halves first .. last-1 of the layers (attention is the half 2 i, the gated MLP
+ * 2 i + 1): `hidden` [hidden] becomes what they make of it. */
+int secateur_step(const secateur_stack *stack, void *hidden, int64_t first, int64_t last, int64_t at, int64_t threads);
 
 /* Reads all of it once, with so many threads: what memory can deliver.  Returns an exclusive or of its words. */
 int64_t secateur_read(const void *memory, int64_t bytes, int64_t threads);
