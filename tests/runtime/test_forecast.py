@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.core.select import NM, Blocks, keep_top
 from secateur.errors import BadInput, Unsupported
+from secateur.io.packed import check, unpack
 from secateur.runtime import forecast as module
 from secateur.runtime import library
 from secateur.runtime.accelerate import accelerate, model_bytes
@@ -18,15 +19,16 @@ from secateur.runtime.forecast import (
     Case,
     Forecast,
     Layer,
+    Native,
     Row,
     cases,
     forecast,
     layers_of,
     misfit,
-    stubs,
     verdicts,
 )
 from secateur.runtime.pace import Pace, pace
+from secateur.runtime.stubs import inputs, sliver, stubs
 from secateur.runtime.ways import targets
 from tests.tinylm import tiny_llama
 
@@ -46,13 +48,13 @@ WAYS = {
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel takes a nanosecond a byte and ten a row of x; all that is not weights takes a millisecond a token."""
 
-    def seconds(made: Any, rows: list[int], dtype: torch.dtype) -> list[tuple[float, float]]:
-        sizes = [part.packed.bytes if hasattr(part, "packed") else part.weight.nbytes for part, _ in made]
-        return [(1e-9 * size + 1e-8 * n, 0.1) for size, n in zip(sizes, rows, strict=True)]
+    def seconds(made: Any, xs: list[list[Tensor]]) -> list[tuple[float, float]]:
+        sizes = [part.packed.bytes if hasattr(part, "packed") else part.weight.nbytes for part in made]
+        return [(1e-9 * size + 1e-8 * some[0].shape[1], 0.1) for size, some in zip(sizes, xs, strict=True)]
 
     monkeypatch.setattr(module, "_seconds", seconds)
     monkeypatch.setattr(
-        module, "pace", lambda model, prompt, count, clock: Pace(0.02, 0.001, prompt, 0.0, "lean")
+        module, "pace", lambda model, prompt, count, clock=None: Pace(0.02, 0.001, prompt, 0.0, "lean")
     )
 
 
@@ -111,6 +113,61 @@ def test_a_large_matrix_is_probed_in_part(timed: None, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "LIMIT", 48 * 64)
     for row, part in zip(whole, forecast(model).rows, strict=True):
         assert row.bytes == pytest.approx(part.bytes, rel=0.02)
+
+
+def test_whole_layers_in_the_kernels_count_from_matrices_of_which_a_quarter_is_kept(
+    timed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token is that of the quarters, and what each kernel takes longer than its quarter; nothing is below bare."""
+
+    def paced(model: Any, prompt: int, count: int, clock: Any = None) -> Pace:
+        part = model.model.layers[0].mlp.up_proj
+        if not hasattr(part, "packed"):
+            return Pace(0.02, 0.001, prompt, 0.0, "lean")
+        return Pace(0.5, 1e-3 * (3 if len(part.packed.values) else 2), prompt, 0.0, "native")
+
+    monkeypatch.setattr(module, "pace", paced)
+    model = tiny_llama(tie_word_embeddings=False, **SIZES)
+    layers = layers_of(model, targets(model)[0])
+    thin = sum(x.count * 1e-9 * sliver(x.rows, x.columns, module.KEPT).packed.bytes for x in layers)
+    rest = model_bytes(model) - sum(4 * x.count * x.rows * x.columns for x in layers)
+    for name in ("dense int8", "70% 16x1 int8"):
+        case = next(case for case in cases("float32") if case.name == name)
+        found = forecast(model, chosen=[case])
+        kernels = 1e-9 * (found.rows[0].bytes - rest)
+        assert found.rows[0].token == pytest.approx(3e-3 + kernels - thin, abs=1e-9)
+        assert found.rows[0].prompt < 0.1 and found.packed == 2e-3 and found.other == (0.001, 0.02)
+    huge = Native(bare=5e-3, thin=3e-3)
+    monkeypatch.setattr(module, "_probes", lambda *_: [module.Probe(0, 0.0, 0.0, 0.0, 1.0)] * len(layers))
+    row = module._row(cases("float32")[2], layers, torch.float32, 0, Pace(0.1, 0.1, 8, 0.0, "lean"), huge)
+    assert row.token == 5e-3
+
+
+@pytest.mark.parametrize("kept", [0, 1, 8])
+@pytest.mark.parametrize("shape", [(48, 64), (5, 23), (16, 7)])
+def test_slivers_are_matrices_like_others(kept: int, shape: tuple[int, int]) -> None:
+    made = sliver(*shape, kept)
+    check(made.packed, "sliver")
+    kept_columns = torch.arange(shape[1]) % 8 < kept
+    wanted = 1e-3 * kept_columns.float().expand(shape)
+    torch.testing.assert_close(unpack(made.packed).float(), wanted, rtol=1e-2, atol=0)
+    x = torch.randn(1, 1, shape[1])
+    torch.testing.assert_close(made(x), x @ wanted.t(), rtol=1e-2, atol=1e-4)
+
+
+def test_what_layers_multiply_is_taken_from_the_model() -> None:
+    model = tiny_llama(**SIZES)
+    found, _ = targets(model)
+    rows_of_x = inputs(model, found, length=4)
+    assert sorted(rows_of_x) == sorted(target.name for target in found)
+    with torch.no_grad():
+        ids = torch.tensor([[(37 * at + 11) % 128 for at in range(4)]])
+        hidden = model.model.layers[0].input_layernorm(model.model.embed_tokens(ids))
+    torch.testing.assert_close(rows_of_x["model.layers.0.self_attn.q_proj"][0], hidden[:, -1:])
+    layers = {x.rows: x for x in layers_of(model, found) if x.columns == 64}
+    assert len(layers[32].rows_of_x) == 4 and layers[32].rows_of_x[0].shape == (1, 1, 64)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert inputs(nn.Sequential(nn.Linear(2, 2)), []) == {}
 
 
 def test_channels_narrow_the_mlp(timed: None) -> None:
@@ -215,4 +272,7 @@ def test_pace_is_short_where_positions_are_few() -> None:
 def test_probes_on_this_machine() -> None:
     found: Forecast = forecast(tiny_llama(**SIZES), prompt=8)
     assert found.seconds < 20 and found.bandwidth > 1e8 and len(found.rows) == len(cases("float32"))
-    assert all(row.token > found.other[0] and row.prompt > 0 and row.spread >= 0 for row in found.rows)
+    assert all(row.token > 0 and row.prompt > 0 and row.spread >= 0 for row in found.rows)
+    assert found.rows[0].token > found.other[0] and found.packed is not None
+    assert all(row.token >= found.packed for row in found.rows[1:])
+    assert forecast(tiny_llama(**SIZES).half(), prompt=8, chosen=cases("float16")[:1]).packed is None

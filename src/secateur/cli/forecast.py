@@ -71,7 +71,8 @@ def _shown(found: Any) -> str:
         table(HEAD, cells),
         "",
         f"forecast for one answer at a time, {found.threads} threads, {found.length} tokens of prompt; memory delivers "
-        f"{found.bandwidth / 1e9:.0f} GB/s; not weights: {1e6 * found.other[0]:.0f} µs a token; "
+        f"{found.bandwidth / 1e9:.0f} GB/s; not weights: {1e6 * found.other[0]:.0f} µs a token"
+        f"{'' if found.packed is None else f' ({1e6 * found.packed:.0f} where all layers are packed)'}; "
         f"{found.seconds:.0f} s of probes",
         "±: by how much the probes of one kernel differed; quality is not forecast",
         "",
@@ -86,7 +87,7 @@ def _json(args: argparse.Namespace, found: Any) -> dict[str, Any]:
         "threads": found.threads,
         "prompt": found.length,
         "bandwidth": found.bandwidth,
-        "other": {"token": found.other[0], "prompt": found.other[1]},
+        "other": {"token": found.other[0], "prompt": found.other[1], "packed_token": found.packed},
         "seconds": found.seconds,
         "rows": [
             {

@@ -4,9 +4,12 @@
 
 Both are measured here and now. The kernels run on random weights of the model's own shapes (at most LIMIT entries of
 one, its time scaled by its rows), on copies that do not fit in the cache. What is not weights (attention, norms, the
-choice of a token, Python) is the model's own loop with its linear layers replaced by stubs that give back zeros. A stub
-reads memory as int8 weights would, or all the rest would find its data and code in the cache, where weights do
-not leave them; the seconds of that reading are taken off. Nothing is said about quality.
+choice of a token, Python) is the model's own loop with its linear layers replaced (runtime/stubs.py). Where the kernels
+run whole layers: by matrices of which a quarter is kept, and each kernel counts with what it takes longer than such a
+matrix; the quarter is there because weights push the rest's data and code out of the caches, and slow it down. Else
+by stubs that give back zeros and read memory as int8 weights would; the seconds of that reading are taken off. What
+is multiplied is what the layers multiply in the model as it is: x with a few very large entries, as language models
+have them, takes kernels for whole numbers longer. Nothing is said about quality.
 """
 
 from __future__ import annotations
@@ -15,8 +18,7 @@ import copy
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +30,13 @@ from secateur.errors import Unsupported
 from secateur.runtime import choice, library
 from secateur.runtime.accelerate import model_bytes
 from secateur.runtime.linear import VALUES, PackedLinear, bytes_of, packed_as
-from secateur.runtime.pace import pace
+from secateur.runtime.pace import Pace, pace
+from secateur.runtime.stubs import inputs, sliver, stubs, thin
 from secateur.runtime.ways import Target, group_of, targets
 from secateur.sites.find import find_blocks
 
 LIMIT = 4 << 20  # entries of a probe's matrix
-SPAN = 2 << 20  # bytes that a stub reads at most: all of a core's own cache
+KEPT = 2  # of every 8 columns, of the matrices that others are compared with
 LEAST, MOST, SECONDS = 4, 200, 0.4  # turns of a probe: few where they are slow
 Report = Callable[[int, int, str], None]
 
@@ -57,7 +60,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Layer:
-    """Linear layers of one shape: how many, whether cut, which side is an MLP's inner width; the head is `last`."""
+    """Linear layers of one shape: how many, whether cut, which side is an MLP's inner width; the head is `last`.
+
+    `rows_of_x`: what they multiply in the model as it is, [1, 1, columns] each."""
 
     rows: int
     columns: int
@@ -66,6 +71,15 @@ class Layer:
     inner: str
     tied: bool
     last: bool
+    rows_of_x: Sequence[Tensor] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class Native:
+    """Seconds of a token in the kernels, with matrices that keep nothing and with such that keep KEPT."""
+
+    bare: float
+    thin: float
 
 
 @dataclass(frozen=True)
@@ -86,10 +100,12 @@ class Row:
 
 @dataclass
 class Forecast:
-    """`rows`, the first as the model is; `other`: seconds of a token and a prompt that are not weights."""
+    """`rows`, the first as the model is; `other`: seconds of a token and a prompt that are not weights; `packed`: of a
+    token where all layers are packed and the kernels run them whole, else None."""
 
     rows: list[Row]
     other: tuple[float, float]
+    packed: float | None
     bandwidth: float
     threads: int
     length: int
@@ -133,6 +149,7 @@ def forecast(
     told(0, len(chosen) + 1, "stubs")
     with stubs(found) as traffic:
         other = pace(model, prompt=prompt, count=24, clock=traffic.clock)
+    native = in_kernels(model, found, prompt)
     base = model_bytes(model) - sum(
         layer.count * layer.rows * layer.columns * dtype.itemsize for layer in layers if not layer.tied
     )
@@ -143,17 +160,29 @@ def forecast(
         if why:
             notes.append(f"{case.name} is left out: {why}")
             continue
-        rows.append(_row(case, layers, dtype, base, (other.token, other.prompt), other.length))
+        whole = None if "torch" in (case.kind, case.uncut) else native
+        rows.append(_row(case, layers, dtype, base, other, whole))
     speed = library.bandwidth(64, 3)
     return Forecast(
         rows,
         (other.token, other.prompt),
+        None if native is None else native.bare,
         speed,
         torch.get_num_threads(),
         other.length,
         time.perf_counter() - start,
         notes,
     )
+
+
+def in_kernels(model: nn.Module, found: list[Target], prompt: int) -> Native | None:
+    """What a token takes where all layers are packed, or None where the kernels do not run whole layers."""
+    with thin(found, 0):
+        bare = pace(model, prompt=prompt, count=24)
+    if bare.way != "native":
+        return None
+    with thin(found, KEPT):
+        return Native(bare.token, pace(model, prompt=prompt, count=24).token)
 
 
 def cases(dtype: str) -> list[Case]:
@@ -187,6 +216,8 @@ def layers_of(model: nn.Module, found: list[Target], cut_ones: Collection[str] |
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     counts: dict[tuple[Any, ...], int] = {}
+    xs: dict[tuple[Any, ...], list[Tensor]] = {}
+    rows_of_x = inputs(model, found)
     for target in found:
         rows, columns = target.weight.shape
         cut = target.name in sites
@@ -201,9 +232,11 @@ def layers_of(model: nn.Module, found: list[Target], cut_ones: Collection[str] |
         )
         key = (rows, columns, cut, side, target.tied, target.module is head)
         counts[key] = counts.get(key, 0) + len(target.places)
+        xs.setdefault(key, []).extend(rows_of_x.get(target.name, ()))
     return [
-        Layer(rows, columns, count, cut, side, tied, last)
-        for (rows, columns, cut, side, tied, last), count in counts.items()
+        Layer(rows, columns, counts[key], cut, side, tied, last, xs[key])
+        for key in counts
+        for rows, columns, cut, side, tied, last in [key]
     ]
 
 
@@ -222,30 +255,36 @@ def misfit(case: Case, layers: list[Layer]) -> str:
 
 
 def _row(
-    case: Case, layers: list[Layer], dtype: torch.dtype, base: int, other: tuple[float, float], length: int
+    case: Case, layers: list[Layer], dtype: torch.dtype, base: int, other: Pace, native: Native | None
 ) -> Row:
-    token, prompt = other
+    """`native`: where the kernels run whole layers."""
+    token, least = (other.token, other.token) if native is None else (native.thin, native.bare)
+    prompt = other.prompt
     size, unsure = base, 0.0
-    for layer, probe in zip(layers, _probes(case, layers, dtype, length), strict=True):
+    for layer, probe in zip(layers, _probes(case, layers, dtype, other.length), strict=True):
         if not (layer.tied and dtype == VALUES[case.values]):  # else the embedding's memory serves both
             size += layer.count * probe.bytes
-        token += layer.count * probe.token
+        token += layer.count * (probe.token if native is None else probe.token - probe.call)
         prompt += layer.count * probe.prompt
         unsure += layer.count * probe.spread * probe.token
+    token = max(token, least)
     return Row(case.name, case.plain, size, token, prompt, unsure / token)
 
 
 @dataclass(frozen=True)
 class Probe:
+    """Seconds of one layer for a row and for a prompt; `call`: for a row, of a matrix as large that keeps KEPT."""
+
     bytes: int
     token: float
     prompt: float
     spread: float
+    call: float
 
 
 def _probes(case: Case, layers: list[Layer], dtype: torch.dtype, length: int) -> list[Probe]:
-    """Seconds of one layer of each shape, for a row and for a prompt of x; by the share of its rows that is probed."""
-    made, sizes, shares = [], [], []
+    """One layer of each shape; times are by the share of its rows that is probed."""
+    made, sizes, shares, calls, ones, lots = [], [], [], [], [], []
     for layer in layers:
         rows, columns = layer.rows, layer.columns
         if case.channels and layer.inner == "rows":
@@ -254,14 +293,20 @@ def _probes(case: Case, layers: list[Layer], dtype: torch.dtype, length: int) ->
             columns = round(columns * (1 - case.channels) / 32) * 32
         probed = rows if rows * columns <= LIMIT else max(16, LIMIT // columns // 16 * 16)
         module, size = _module(case, layer, probed, columns, dtype)
-        made.append((module, columns))
+        made.append(module)
         sizes.append(size)
         shares.append(rows / probed)
-    one = _seconds(made, [1] * len(layers), dtype)
-    many = _seconds(made, [1 if layer.last else length for layer in layers], dtype)
+        calls.append(sliver(probed, columns, KEPT))
+        random = torch.randn(1, length, columns).to(dtype)
+        ones.append([x[..., :columns] for x in layer.rows_of_x] or [random[:, :1]])
+        lots.append([random[:, :1] if layer.last else random])
+    one = _seconds([*made, *calls], [*ones, *ones])
+    many = _seconds(made, lots)
     return [
-        Probe(round(size * share), share * low[0], share * high[0], low[1])
-        for size, share, low, high in zip(sizes, shares, one, many, strict=True)
+        Probe(round(size * share), share * low[0], share * high[0], low[1], share * call[0])
+        for size, share, low, call, high in zip(
+            sizes, shares, one[: len(layers)], one[len(layers) :], many, strict=True
+        )
     ]
 
 
@@ -291,91 +336,34 @@ def _mask(kind: str, weight: Tensor, sparsity: float) -> Tensor | None:
     return weight.abs() > least
 
 
-def _seconds(
-    made: list[tuple[nn.Module, int]], rows: list[int], dtype: torch.dtype
-) -> list[tuple[float, float]]:
-    """Seconds of a call of each (module, columns), and how far apart the middle half of the calls lies.
+def _seconds(made: Sequence[nn.Module], xs: Sequence[Sequence[Tensor]]) -> list[tuple[float, float]]:
+    """Seconds of a call of each module with its xs in turn (mean of the middle half), and how far apart that half lies.
 
     They are called one after the other, as in a model, each call timed: the same one again and again would find its
     code, its buffers and the branches it took still there. For one row, on copies that do not fit in the cache.
     """
-    size = sum(bytes_of(module) for module, _ in made)
-    copies = min(choice.COLD // max(size, 1), choice.COPIES) if max(rows) == 1 else 0
-    sets = [[module for module, _ in made]]
-    sets += [[copy.deepcopy(module) for module, _ in made] for _ in range(copies)]
-    xs = [torch.randn(1, n, columns).to(dtype) for n, (_, columns) in zip(rows, made, strict=True)]
+    size = sum(bytes_of(module) for module in made)
+    few = all(x.shape[1] == 1 for some in xs for x in some)
+    copies = min(choice.COLD // max(size, 1), choice.COPIES) if few else 0
+    sets = [[*made], *([copy.deepcopy(module) for module in made] for _ in range(copies))]
     times: list[list[float]] = [[] for _ in made]
     turns, start = itertools.cycle(sets), time.perf_counter()
     with torch.inference_mode():
         for at in itertools.count():
             if at >= LEAST and (at >= MOST or time.perf_counter() - start > SECONDS):
                 break
-            for module, x, kept in zip(next(turns), xs, times, strict=True):
+            for module, some, kept in zip(next(turns), xs, times, strict=True):
+                x = some[at % len(some)]
                 begun = time.perf_counter()
                 module.forward(x)
                 kept.append(time.perf_counter() - begun)
-    quarters = [statistics.quantiles(kept[1:], n=4) for kept in times]
-    return [(middle, (high - low) / middle) for low, middle, high in quarters]
-
-
-class Traffic:
-    """Reads of weights that nobody needs: through more memory than a cache holds, with their seconds counted."""
-
-    def __init__(self) -> None:
-        self.memory = torch.ones(choice.COLD >> 2)
-        self.at, self.seconds = 0, 0.0
-        self.library: Any = library.load()
-
-    def read(self, size: int) -> None:
-        """Pass on over the next `size` bytes; at the end from the start."""
-        start = time.perf_counter()
-        size = min(size, SPAN)  # in one thread: others have no part in what is not weights
-        self.at = self.at if self.at + size <= self.memory.nbytes else 0
-        if self.library is not None:
-            self.library.secateur_read(self.memory.data_ptr() + self.at, size, 1)
-        self.at += size // 64 * 64
-        self.seconds += time.perf_counter() - start
-
-    def clock(self) -> float:
-        """Seconds, but for those of reading."""
-        return time.perf_counter() - self.seconds
-
-
-class Stub(nn.Module):
-    """A linear layer that costs nothing but its traffic: zeros, made before."""
-
-    def __init__(self, target: Target, traffic: Traffic) -> None:
-        super().__init__()
-        rows, columns = target.weight.shape
-        self.in_features, self.out_features = columns, rows
-        self.row = torch.zeros(1, 1, rows, dtype=target.weight.dtype)
-        self.held: dict[tuple[int, ...], Tensor] = {}
-        self.traffic = traffic
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.traffic.read(self.in_features * self.out_features)
-        if x.numel() == self.in_features and x.dim() == 3:
-            return self.row
-        shape = (*x.shape[:-1], self.out_features)
-        if shape not in self.held:
-            self.held = {shape: self.row.new_zeros(shape)}
-        return self.held[shape]
-
-
-@contextmanager
-def stubs(found: list[Target]) -> Iterator[Traffic]:
-    """The model without its linear layers, while the block runs; gives what counts the reading."""
-    traffic = Traffic()
-    try:
-        for target in found:
-            stub = Stub(target, traffic)
-            for parent, name in target.places:
-                setattr(parent, name, stub)
-        yield traffic
-    finally:
-        for target in found:
-            for parent, name in target.places:
-                setattr(parent, name, target.module)
+    found = []
+    for kept in times:
+        kept = sorted(kept[1:])
+        half = kept[len(kept) // 4 : -(len(kept) // 4) or None]
+        middle = statistics.fmean(half)
+        found.append((middle, (half[-1] - half[0]) / middle))
+    return found
 
 
 def verdicts(rows: list[Row]) -> list[str]:
