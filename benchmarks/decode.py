@@ -6,6 +6,9 @@ Greedy, after a prompt of 32 tokens, the time of the first token taken off; in t
 `other` is what a token takes beyond its matrix products: its time less that of the 211 products alone, with the same
 weights in the same order. `stubs` is the same found another way, in processor time of one thread: the linear modules
 give back one row made before, and do nothing else. No weights push the code out of the caches then: a lower bound.
+
+`packed` is the bfloat16 model with its weights packed in int8, by generate(), by the lean step (runtime/lean.py) and by
+the one that a packed model gets (runtime/native.py); `bare` is a token of these two where the matrices keep nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +30,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import MODEL, Row, read, table, write
 
 from secateur.io.store import load
+from secateur.runtime import native
 from secateur.runtime.decode import Decoder, tokens
+from secateur.runtime.linear import PackedLinear
+from secateur.runtime.pace import pace
+from secateur.runtime.settle import settle
+from secateur.runtime.stubs import thin
+from secateur.runtime.ways import targets
 
 PROMPT = 32
 DTYPES = ("float32", "bfloat16")
-NAMES = {"generate": "transformers generate()", "loop": "secateur", "compiled": "secateur, compiled"}
+NAMES = {
+    "generate": "transformers generate()",
+    "loop": "secateur",
+    "compiled": "secateur, compiled",
+    "lean": "secateur, lean",
+    "native": "secateur, native",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,8 +80,38 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(1)
         facts["stubs_us"][dtype] = stubs(loaded.model)
         del loaded, systems
+    facts["packed"] = packed(args)
     command = f"python benchmarks/decode.py {' '.join(sys.argv[1:])}".strip()
     write("decode", rows, args, command=command, prompt=PROMPT, tokens=args.tokens, **facts)
+
+
+def packed(args: argparse.Namespace) -> list[Row]:
+    """A row a number of threads and system: tokens a second, and microseconds of a bare token."""
+    model: Any = load(MODEL, dtype="bfloat16").model
+    found, _ = targets(model)
+    bare = {}
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        with thin(found, 0):
+            bare["native", threads] = 1e6 * pace(model, prompt=PROMPT, count=args.tokens).token
+            with mock.patch.object(native, "fits", return_value=False):
+                bare["lean", threads] = 1e6 * pace(model, prompt=PROMPT, count=args.tokens).token
+    for target in found:
+        layer = PackedLinear.from_linear(target.module, kind="dense", values="int8")
+        for parent, name in target.places:
+            setattr(parent, name, layer)
+    settle(model)
+    systems, _ = made(model, argparse.Namespace(no_compile=True))
+    systems["native"] = systems.pop("loop")
+    with mock.patch.object(native, "fits", return_value=False):
+        systems["lean"] = made(model, argparse.Namespace(no_compile=True))[0]["loop"]
+    rows = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        for row in measured(model, systems, args):
+            rows.append({"threads": threads, **row, "bare_us": bare.get((row["system"], threads))})
+            print(f"  {rows[-1]}", file=sys.stderr, flush=True)
+    return rows
 
 
 System = Callable[[int], list[int]]
@@ -151,13 +197,14 @@ def timed(call: Callable[[], object]) -> float:
 @torch.inference_mode()
 def products_of(model: nn.Module) -> Callable[[], None]:
     """The matrix products of one token and nothing else, in the order in which the model has them."""
-    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    inputs = [torch.randn(1, 1, weight.shape[1], dtype=weight.dtype) for weight in weights]
+    linear: list[Any] = [module for module in model.modules() if isinstance(module, nn.Linear | PackedLinear)]
+    dtype = next(model.parameters()).dtype
+    inputs = [torch.randn(1, 1, module.in_features, dtype=dtype) for module in linear]
 
     @torch.inference_mode()
     def products() -> None:
-        for weight, x in zip(weights, inputs, strict=True):
-            F.linear(x, weight)
+        for module, x in zip(linear, inputs, strict=True):
+            module.forward(x)
 
     return products
 
@@ -231,9 +278,14 @@ def tables(found: Row) -> str:
     stub = [{"dtype": dtype, **row} for dtype, row in found["stubs_us"].items()]
     took = [{"dtype": dtype, **row} for dtype, row in found["compile"].items()]
     shared = [{"dtype": dtype, **row} for dtype, row in found["attention_us"].items()]
+    ours = {key: head[key] for key in ("threads", "system", "tokens/s", "spread", "x generate()")}
     return "\n\n".join(
         [
             table(found["rows"], head),
+            table(
+                found["packed"],
+                ours | {"bare, µs": lambda row: f"{row['bare_us']:.0f}" if row["bare_us"] else ""},
+            ),
             table(
                 stub, {"stubs, CPU-µs a token": "dtype", "generate()": "generate:.0f", "secateur": "loop:.0f"}
             ),

@@ -84,16 +84,17 @@ def test_a_model_gives_the_same_logits_from_fewer_bytes(clocked: Any) -> None:
 def test_the_rows_of_the_example_are_raced(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def fake(one: nn.Module, other: nn.Module, x: Tensor, cold: int = 0) -> tuple[float, float]:
-        seen.append(x.shape[1])
+    def fake(one: nn.Module, other: nn.Module, x: Tensor, cold: int, inside: bool) -> tuple[float, float]:
+        seen.append((x.shape[1], inside))
         return 1.0, 1.0
 
     monkeypatch.setattr(choice, "race", fake)
     accelerate(cut(tiny_llama()), {"input_ids": IDS, "logits_to_keep": 1}, batch=2)
-    assert set(seen) == {2, 24, 1}, "the head sees one row of the example"
+    assert {rows for rows, _ in seen} == {2, 24, 1}, "the head sees one row of the example"
+    assert not any(inside for _, inside in seen), "the step is for one sequence"
     seen.clear()
     accelerate(cut(tiny_llama()), prompt=32, cache=False)
-    assert set(seen) == {1, 32}
+    assert set(seen) == {(1, True), (32, True)}
 
 
 def test_generate_writes_the_same_tokens(clocked: Any) -> None:

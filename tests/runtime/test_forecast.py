@@ -28,7 +28,8 @@ from secateur.runtime.forecast import (
     verdicts,
 )
 from secateur.runtime.pace import Pace, pace
-from secateur.runtime.stubs import inputs, sliver, stubs
+from secateur.runtime.sliver import sliver
+from secateur.runtime.stubs import inputs, stubs
 from secateur.runtime.ways import targets
 from tests.tinylm import tiny_llama
 
@@ -81,7 +82,7 @@ def test_bytes_are_those_of_the_packed_model(
 ) -> None:
     model = tiny_llama(tie_word_embeddings=tied, **SIZES)
     row = next(row for row in forecast(model).rows if row.name == name)
-    monkeypatch.setattr("secateur.runtime.choice.race", lambda one, other, x, cold=0: (1.0, 0.1))
+    monkeypatch.setattr("secateur.runtime.choice.race", lambda *_: (1.0, 0.1))
     values = name.rpartition(" ")[2]
     packed = cut(tiny_llama(tie_word_embeddings=tied, **SIZES), name)
     values = "same" if values == "float32" else values

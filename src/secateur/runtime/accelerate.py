@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import BadInput, one_of
-from secateur.runtime import library
+from secateur.runtime import library, native
 from secateur.runtime.choice import AIMS, COLD, Cache, Choice, Terms, choose
 from secateur.runtime.linear import PackedLinear, TwoWays, bytes_of
 from secateur.runtime.prepacked import PrepackedLinear
@@ -155,7 +155,7 @@ def accelerate(
     check_settings(values, group, batch, prompt)
     if model.training:
         raise BadInput("is in training mode", where=type(model).__name__, fix="call model.eval()")
-    terms = Terms(values, group, tolerance, aim, ways)
+    terms = Terms(values, group, tolerance, aim, ways, inside=batch == 1 and native.suits(model))
     found, notes = targets(model)
     before = model_bytes(model)
     seen, wanted = _run(model, found, example)

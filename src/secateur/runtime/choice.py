@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from secateur.io.files import write_atomic
 from secateur.io.hub import cache_folder
 from secateur.runtime import library
-from secateur.runtime.linear import bytes_of
+from secateur.runtime.linear import PackedLinear, bytes_of
 from secateur.runtime.settle import settle
+from secateur.runtime.sliver import sliver
 from secateur.runtime.ways import Pattern, Target, build, error_of, tolerance_of, ways_of
 
 VERSION = 2  # of this file's rules: another one makes every cached choice void
@@ -42,6 +43,7 @@ NEAR = 1.05  # of the fastest's time: as good as it
 COLD = 64 << 20  # bytes of copies that one turn goes through: twice a large cache
 COPIES = 128  # at most
 SLICE = 0.003  # seconds of a turn, at least
+LEAST = 1e-7  # seconds of a product
 ROUNDS = (9, 4)  # of turns: below and from 20 ms a call
 CACHE = "accelerate.json"
 clock = time.perf_counter
@@ -49,13 +51,15 @@ clock = time.perf_counter
 
 @dataclass(frozen=True)
 class Terms:
-    """What is asked: see `accelerate`."""
+    """What is asked: see `accelerate`. `inside`: packed layers are run from within the kernels (runtime/native.py), so
+    that they are not charged for a call of their own where there is one row of x."""
 
     values: str = "same"
     group: int | None = None
     tolerance: float | None = None
     aim: str = "speed"
     ways: tuple[str, ...] | None = None
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def choose(
         if not error <= bound:
             raced.append(Raced(way, error=error, bytes=size, out=f"off by {error:.1e}"))
             continue
-        found = [race(target.module, module, x, cold) for x in inputs]
+        found = [race(target.module, module, x, cold, terms.inside) for x in inputs]
         for kept, (dense, _) in zip(seconds, found, strict=True):
             kept.append(dense)
         raced.append(Raced(way, tuple(mine / dense for dense, mine in found), error=error, bytes=size))
@@ -165,7 +169,7 @@ def crossing(
     low, high = sizes
     at, above = high, 0.0
     for size in (high, *(s for s in (256, 64, 16, 4) if low < s < high), low):
-        first, second = race(one, other, _x(target.weight, size), cold)
+        first, second = race(one, other, _x(target.weight, size), cold, terms.inside)
         gap = first - second
         if gap <= 0:
             return at if above <= 0 else size + math.ceil((at - size) * -gap / (above - gap))
@@ -173,16 +177,32 @@ def crossing(
     return at
 
 
-def race(one: nn.Module, other: nn.Module, x: Tensor, cold: int = COLD) -> tuple[float, float]:
-    """Seconds a call of each, the quickest of turns taken in turn: what else runs here only ever adds."""
+def race(
+    one: nn.Module, other: nn.Module, x: Tensor, cold: int = COLD, inside: bool = False
+) -> tuple[float, float]:
+    """Seconds a call of each, the quickest of turns taken in turn: what else runs here only ever adds.
+
+    Args:
+        inside: see `Terms`.
+    """
+    modules = [one, other]
+    free = [inside and x.shape[1] == 1 and isinstance(module, PackedLinear) for module in modules]
+    if any(free):
+        rows, columns = one.out_features, one.in_features
+        modules.append(sliver(rows, columns, 0))  # type: ignore[arg-type]
     with torch.inference_mode():
-        runners = [Runner(module, x, cold) for module in (one, other)]
+        runners = [Runner(module, x, cold) for module in modules]
         slow = max(runner.seconds for runner in runners) >= 0.02
-        times: tuple[list[float], list[float]] = ([], [])
+        times: list[list[float]] = [[] for _ in runners]
         for _ in range(ROUNDS[slow]):
             for runner, kept in zip(runners, times, strict=True):
                 kept.append(runner.turn())
-    return min(times[0]), min(times[1])
+    least = [min(kept) for kept in times]
+    first, second = (
+        max(time - least[2], LEAST) if of_call else time
+        for time, of_call in zip(least[:2], free, strict=True)
+    )
+    return first, second
 
 
 class Runner:

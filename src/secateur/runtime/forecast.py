@@ -31,7 +31,8 @@ from secateur.runtime import choice, library
 from secateur.runtime.accelerate import model_bytes
 from secateur.runtime.linear import VALUES, PackedLinear, bytes_of, packed_as
 from secateur.runtime.pace import Pace, pace
-from secateur.runtime.stubs import inputs, sliver, stubs, thin
+from secateur.runtime.sliver import sliver
+from secateur.runtime.stubs import inputs, stubs, thin
 from secateur.runtime.ways import Target, group_of, targets
 from secateur.sites.find import find_blocks
 

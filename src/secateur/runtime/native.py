@@ -31,7 +31,15 @@ _MOST = 512  # HEAD of kernels/internal.h
 
 def fits(model: nn.Module) -> bool:
     """Whether the model is one for the lean step, on the CPU, and at least half a layer can run in the kernels."""
-    return lean.fits(model) and library.load() is not None and any(_halves(model))
+    return suits(model) and any(_halves(model))
+
+
+def suits(model: nn.Module) -> bool:
+    """Whether layers of the model would run in the kernels if they were packed."""
+    if not lean.fits(model) or library.load() is None:
+        return False
+    weight, size = _like(model)
+    return weight.dtype in _DTYPE and weight.device.type == "cpu" and size % 2 == 0 and size <= _MOST
 
 
 class Native(lean.Lean):
@@ -131,13 +139,16 @@ def _packed(module: nn.Module) -> PackedLinear | None:
     return module if type(module) is PackedLinear else None
 
 
+def _like(model: Any) -> tuple[Tensor, int]:
+    """The embedding, in whose dtype the model computes, and the entries of a head."""
+    return model.model.embed_tokens.weight, model.model.layers[0].self_attn.head_dim
+
+
 def _halves(model: Any) -> list[bool]:
     """Two of each layer: whether it can run in the kernels."""
     base = model.model
-    weight, first = base.embed_tokens.weight, base.layers[0]
-    size = first.self_attn.head_dim
-    if weight.dtype not in _DTYPE or weight.device.type != "cpu" or size % 2 or size > _MOST:
-        return [False] * (2 * len(base.layers))
+    first = base.layers[0]
+    weight, size = _like(model)
     found = []
     for layer in base.layers:
         norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.io.packed import Packed
 from secateur.runtime import choice, library
 from secateur.runtime.linear import PackedLinear
+from secateur.runtime.sliver import sliver
 from secateur.runtime.ways import Target
 
 SPAN = 2 << 20  # bytes that a stub reads at most: all of a core's own cache
@@ -122,25 +121,6 @@ def thin(found: list[Target], kept: int) -> Iterator[None]:
 
     with _replaced(found, made):
         yield
-
-
-def sliver(rows: int, columns: int, kept: int, dtype: torch.dtype = torch.float32) -> PackedLinear:
-    """[rows, columns] in bfloat16, in tiles of 16x1, of which `kept` of every 8 columns are kept, 0 to 8: its time is
-    the same for any x."""
-    bands, bits = -(-rows // 16), torch.zeros(columns, dtype=torch.bool)
-    for first in range(kept):
-        bits[first::8] = True
-    mask = torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
-    tiles = int(bits.sum())
-    packed = Packed(
-        "16x1",
-        (rows, columns),
-        values=torch.full((bands * tiles, 16), 1e-3, dtype=torch.bfloat16),
-        mask=mask.repeat(bands, 1),
-        offsets=torch.arange(bands) * tiles,
-    )
-    packed.values[len(packed.values) - tiles :, rows - 16 * (bands - 1) :] = 0
-    return PackedLinear(packed, dtype=dtype).eval()
 
 
 @contextmanager
