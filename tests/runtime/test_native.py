@@ -207,6 +207,18 @@ def test_the_decoder_takes_it_and_says_what_compiling_has_left() -> None:
     assert longer[:60] == wanted
 
 
+def test_weights_that_are_loaded_between_two_answers_are_seen() -> None:
+    model, other = packed(tiny()), tiny()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    decoder = Decoder(model)
+    first = list(decode.tokens(decoder, [5, 9, 33], max_tokens=20))
+    wanted = list(decode.tokens(Decoder(other), [5, 9, 33], max_tokens=20))
+    model.load_state_dict(packed(other).state_dict())
+    assert list(decode.tokens(decoder, [5, 9, 33], max_tokens=20)) == wanted != first
+
+
 def test_a_step_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     right = native.Native.through
     monkeypatch.setattr(native.Native, "through", lambda self, *rest: right(self, *rest).roll(1, -1))

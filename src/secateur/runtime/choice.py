@@ -35,7 +35,7 @@ from secateur.runtime.settle import settle
 from secateur.runtime.sliver import sliver
 from secateur.runtime.ways import Pattern, Target, build, error_of, tolerance_of, ways_of
 
-VERSION = 2  # of this file's rules: another one makes every cached choice void
+VERSION = 3  # of this file's rules: another one makes every cached choice void
 AIMS = ("speed", "memory")
 MARGIN = 0.97  # of dense's time, at most
 SECOND = 0.9  # a second form is held if it saves a tenth, or if the first is slower than dense
@@ -44,6 +44,7 @@ COLD = 64 << 20  # bytes of copies that one turn goes through: twice a large cac
 COPIES = 128  # at most
 SLICE = 0.003  # seconds of a turn, at least
 LEAST = 1e-7  # seconds of a product
+HELD = 2  # calls: a half of a layer runs as 20 operations of torch for one that is not packed, 60 us to a call's 10
 ROUNDS = (9, 4)  # of turns: below and from 20 ms a call
 CACHE = "accelerate.json"
 clock = time.perf_counter
@@ -51,8 +52,8 @@ clock = time.perf_counter
 
 @dataclass(frozen=True)
 class Terms:
-    """What is asked: see `accelerate`. `inside`: packed layers are run from within the kernels (runtime/native.py), so
-    that they are not charged for a call of their own where there is one row of x."""
+    """What is asked: see `accelerate`. `inside`: for one row of x packed layers are run from within the kernels
+    (runtime/native.py): they are not charged for a call of their own, and others are for what they hold up (HELD)."""
 
     values: str = "same"
     group: int | None = None
@@ -186,8 +187,7 @@ def race(
         inside: see `Terms`.
     """
     modules = [one, other]
-    free = [inside and x.shape[1] == 1 and isinstance(module, PackedLinear) for module in modules]
-    if any(free):
+    if inside and x.shape[1] == 1:
         rows, columns = one.out_features, one.in_features
         modules.append(sliver(rows, columns, 0))  # type: ignore[arg-type]
     with torch.inference_mode():
@@ -198,9 +198,11 @@ def race(
             for runner, kept in zip(runners, times, strict=True):
                 kept.append(runner.turn())
     least = [min(kept) for kept in times]
+    if len(least) == 2:
+        return least[0], least[1]
     first, second = (
-        max(time - least[2], LEAST) if of_call else time
-        for time, of_call in zip(least[:2], free, strict=True)
+        max(time - least[2], LEAST) if isinstance(module, PackedLinear) else time + HELD * least[2]
+        for time, module in zip(least, (one, other), strict=False)
     )
     return first, second
 

@@ -183,6 +183,8 @@ class Decoder:
             if cancelled():
                 return None
             logits = self._forward(part)
+        if isinstance(self._step, native.Native) and not self._step.current():
+            self._step = None
         if self.way in OURS and self._step is None:
             self._step = self._bound()
         return logits

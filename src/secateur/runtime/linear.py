@@ -133,6 +133,11 @@ class PackedLinear(nn.Module):
         product = self._product
         return (product if product is not None else self._ready())(x)
 
+    @property
+    def product(self) -> Product:
+        """What `forward` calls; another one once the buffers are moved or loaded anew."""
+        return self._product if self._product is not None else self._ready()
+
     def dense(self) -> nn.Module:
         """An nn.Linear (or Conv1D) with the weights this one multiplies."""
         return dense_module(self._weight(), self.bias, self.transposed)

@@ -45,7 +45,7 @@ def suits(model: nn.Module) -> bool:
 class Native(lean.Lean):
     """The step of a model that `fits`; arguments and result as for `Lean`.
 
-    Packed matrices are bound here: what is moved, replaced or loaded into the model later is not seen.
+    Packed matrices are bound here: see `current`.
     """
 
     def __init__(self, model: Any, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -55,6 +55,7 @@ class Native(lean.Lean):
         loaded: Any = library.load()
         self.call = loaded.secateur_step
         self.held: list[Any] = [keys, values]  # what the addresses below point into
+        self.bound: list[tuple[PackedLinear, Product]] = []
         native = _halves(model)
         packed = [
             self._layer(layer, key, value, halves)
@@ -75,6 +76,10 @@ class Native(lean.Lean):
         )
         runs = itertools.groupby(enumerate(native), key=lambda half: half[1])
         self.runs = [(there, [at for at, _ in run]) for there, run in runs]
+
+    def current(self) -> bool:
+        """Whether the packed layers still hold what was bound: not if they were moved, or loaded with other weights."""
+        return all(layer.product is product for layer, product in self.bound)
 
     def through(self, hidden: Tensor, at: Tensor, seen: Tensor) -> Tensor:
         position = seen.shape[0] - 1
@@ -118,9 +123,8 @@ class Native(lean.Lean):
     def _matrix(self, module: nn.Module) -> int:
         packed = _packed(module)
         assert packed is not None
-        product = Product(packed.packed, packed.bias)
-        self.held.append(product)
-        return self._address(product.head)
+        self.bound.append((packed, packed.product))
+        return self._address(packed.product.head)
 
     def _kept(self, tensor: Tensor) -> int:
         self.held.append(tensor)
