@@ -60,14 +60,7 @@ static const path_table *table(void) {
     return &secateur_table_portable;
 }
 
-const around_table *secateur_around(void) {
-#ifdef SECATEUR_X86
-    const int64_t path = secateur_path();
-    if (path == SECATEUR_AVX512) return &secateur_around_avx512;
-    if (path == SECATEUR_AVX2) return &secateur_around_avx2;
-#endif
-    return &secateur_around_portable;
-}
+const around_table *secateur_around(void) { return table()->around; }
 
 /* What can be refused without reading the data. */
 static int sound(const secateur_matrix *m) {

@@ -52,14 +52,6 @@ typedef struct {
     int64_t y_dtype;
 } job;
 
-typedef struct {
-    int64_t slab;                                     /* columns of x a pass takes at most */
-    void (*prepare)(job *, const void *x, int64_t x_dtype);
-    void (*run[SECATEUR_KINDS])(const job *, int64_t first, int64_t last, char *scratch);
-} path_table;
-
-extern const path_table secateur_table_portable, secateur_table_avx2, secateur_table_avx512;
-
 #define HEAD 512  /* entries that a head of attention has at most */
 #define SPAN 128  /* positions that one part of the attention takes */
 #define SPANS(seen) (((seen) + SPAN - 1) / SPAN)
@@ -86,6 +78,15 @@ typedef struct {
 } around_table;
 
 extern const around_table secateur_around_portable, secateur_around_avx2, secateur_around_avx512;
+
+typedef struct {
+    int64_t slab;                                     /* columns of x a pass takes at most */
+    void (*prepare)(job *, const void *x, int64_t x_dtype);
+    void (*run[SECATEUR_KINDS])(const job *, int64_t first, int64_t last, char *scratch);
+    const around_table *around;
+} path_table;
+
+extern const path_table secateur_table_portable, secateur_table_avx2, secateur_table_avx512;
 const around_table *secateur_around(void); /* of the path in use */
 
 /* y[i] = W[i] x + bias[i] for one row x that all have, in one round of the threads. */

@@ -12,6 +12,7 @@ const path_table PATH(secateur_table) = {
     .slab = MOST_VECTORS * VL,
     .prepare = prepare,
     .run = {PATH(secateur_bitmask), PATH(secateur_nm), PATH(secateur_tile4), PATH(secateur_tile16), PATH(secateur_dense)},
+    .around = &PATH(secateur_around),
 };
 
 #if SECATEUR_PATH == 1
