@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from secateur.core.select import NM, Blocks, keep_top
 from secateur.errors import BadInput, Unsupported
-from secateur.io.packed import check, unpack
 from secateur.runtime import forecast as module
 from secateur.runtime import library
 from secateur.runtime.accelerate import accelerate, model_bytes
@@ -29,7 +28,7 @@ from secateur.runtime.forecast import (
 )
 from secateur.runtime.pace import Pace, pace
 from secateur.runtime.sliver import sliver
-from secateur.runtime.stubs import inputs, stubs
+from secateur.runtime.stubs import stubs
 from secateur.runtime.ways import targets
 from tests.tinylm import tiny_llama
 
@@ -142,33 +141,6 @@ def test_whole_layers_in_the_kernels_count_from_matrices_of_which_a_quarter_is_k
     monkeypatch.setattr(module, "_probes", lambda *_: [module.Probe(0, 0.0, 0.0, 0.0, 1.0)] * len(layers))
     row = module._row(cases("float32")[2], layers, torch.float32, 0, Pace(0.1, 0.1, 8, 0.0, "lean"), huge)
     assert row.token == 5e-3
-
-
-@pytest.mark.parametrize("kept", [0, 1, 8])
-@pytest.mark.parametrize("shape", [(48, 64), (5, 23), (16, 7)])
-def test_slivers_are_matrices_like_others(kept: int, shape: tuple[int, int]) -> None:
-    made = sliver(*shape, kept)
-    check(made.packed, "sliver")
-    kept_columns = torch.arange(shape[1]) % 8 < kept
-    wanted = 1e-3 * kept_columns.float().expand(shape)
-    torch.testing.assert_close(unpack(made.packed).float(), wanted, rtol=1e-2, atol=0)
-    x = torch.randn(1, 1, shape[1])
-    torch.testing.assert_close(made(x), x @ wanted.t(), rtol=1e-2, atol=1e-4)
-
-
-def test_what_layers_multiply_is_taken_from_the_model() -> None:
-    model = tiny_llama(**SIZES)
-    found, _ = targets(model)
-    rows_of_x = inputs(model, found, length=4)
-    assert sorted(rows_of_x) == sorted(target.name for target in found)
-    with torch.no_grad():
-        ids = torch.tensor([[(37 * at + 11) % 128 for at in range(4)]])
-        hidden = model.model.layers[0].input_layernorm(model.model.embed_tokens(ids))
-    torch.testing.assert_close(rows_of_x["model.layers.0.self_attn.q_proj"][0], hidden[:, -1:])
-    layers = {x.rows: x for x in layers_of(model, found) if x.columns == 64}
-    assert len(layers[32].rows_of_x) == 4 and layers[32].rows_of_x[0].shape == (1, 1, 64)
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    assert inputs(nn.Sequential(nn.Linear(2, 2)), []) == {}
 
 
 def test_channels_narrow_the_mlp(timed: None) -> None:
