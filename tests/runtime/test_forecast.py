@@ -224,6 +224,20 @@ def test_cases_follow_the_dtype() -> None:
     }
 
 
+def t5() -> Any:
+    import transformers
+
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).eval()
+
+
+def bert() -> Any:
+    import transformers
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.BertModel(transformers.BertConfig(**sizes, intermediate_size=64)).eval()
+
+
 def test_what_cannot_be_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unsupported, match="no Linear or Conv1D"):
         forecast(nn.ReLU().eval())
@@ -231,6 +245,9 @@ def test_what_cannot_be_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
         forecast(tiny_llama().train())
     with pytest.raises(Unsupported, match="not a causal language model"):
         forecast(nn.Sequential(nn.Linear(64, 64)).eval())
+    for other, line in ((t5(), "not a causal language model"), (bert(), "gives no logits of a next token")):
+        with pytest.raises(Unsupported, match=line):
+            forecast(other, prompt=8)
     monkeypatch.setattr(library, "load", lambda: None)
     with pytest.raises(Unsupported, match="no compiled kernels to probe"):
         forecast(tiny_llama())

@@ -54,7 +54,7 @@ def test_one_step_is_the_models_own() -> None:
 
 def test_what_is_not_built_like_llama_is_left_alone() -> None:
     assert fits(tiny_llama())
-    assert not fits(nn.Linear(2, 2))
+    assert not fits(nn.Linear(2, 2)) and not fits(tiny_llama(num_hidden_layers=0))
     assert not fits(tiny_llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}))
     hooked = tiny_llama()
     hooked.model.layers[1].mlp.register_forward_hook(lambda *a: None)

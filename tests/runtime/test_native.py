@@ -184,6 +184,7 @@ def test_of_two_ways_the_one_for_a_token_is_taken() -> None:
 
 def test_models_that_stay_with_other_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not native.fits(tiny()), "nothing packed"
+    assert not native.suits(tiny(num_hidden_layers=0))
     half = packed(tiny())
     half.model.embed_tokens.half()
     assert not native.fits(half) and not native.fits(nn.Linear(2, 2))

@@ -247,7 +247,10 @@ class Decoder:
         """The first step that agrees with the model's own pass over a few tokens."""
         with torch.inference_mode():
             ids = torch.tensor([self._probe_ids()], device=self.device)
-            wanted = self.model(input_ids=ids).logits[0, -1]
+            out = self.model(input_ids=ids)
+        if getattr(out, "logits", None) is None:
+            raise Unsupported("gives no logits of a next token", where=type(self.model).__name__)
+        wanted = out.logits[0, -1]
         if not bool(wanted.isfinite().all()):
             raise not_finite(float(wanted.sum()))
         ways = ["model", "dynamic"] if plain_attention(self.model) else ["dynamic"]

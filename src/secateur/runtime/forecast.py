@@ -18,7 +18,7 @@ import copy
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from secateur.errors import Unsupported
 from secateur.runtime import choice, library
 from secateur.runtime.accelerate import model_bytes
 from secateur.runtime.linear import VALUES, PackedLinear, bytes_of, packed_as
+from secateur.runtime.native import suits
 from secateur.runtime.pace import Pace, pace
 from secateur.runtime.sliver import sliver
 from secateur.runtime.stubs import inputs, stubs, thin
@@ -144,13 +145,13 @@ def forecast(
     found, notes = targets(model)
     if not found:
         raise Unsupported("no Linear or Conv1D to cut", where=type(model).__name__)
-    layers = layers_of(model, found, cut)
     dtype = found[0].weight.dtype
     chosen = cases(str(dtype).removeprefix("torch.")) if chosen is None else chosen
     told(0, len(chosen) + 1, "stubs")
     with stubs(found) as traffic:
         other = pace(model, prompt=prompt, count=24, clock=traffic.clock)
     native = in_kernels(model, found, prompt)
+    layers = layers_of(model, found, cut, inputs(model, found))
     base = model_bytes(model) - sum(
         layer.count * layer.rows * layer.columns * dtype.itemsize for layer in layers if not layer.tied
     )
@@ -178,6 +179,8 @@ def forecast(
 
 def in_kernels(model: nn.Module, found: list[Target], prompt: int) -> Native | None:
     """What a token takes where all layers are packed, or None where the kernels do not run whole layers."""
+    if not suits(model):
+        return None
     with thin(found, 0):
         bare = pace(model, prompt=prompt, count=24)
     if bare.way != "native":
@@ -207,8 +210,15 @@ def cases(dtype: str) -> list[Case]:
     ]
 
 
-def layers_of(model: nn.Module, found: list[Target], cut_ones: Collection[str] | None = None) -> list[Layer]:
-    """The linear layers by shape; of the blocks those are cut that may be (or `cut_ones`), the head is not."""
+def layers_of(
+    model: nn.Module,
+    found: list[Target],
+    cut_ones: Collection[str] | None = None,
+    rows_of_x: Mapping[str, Tensor] | None = None,
+) -> list[Layer]:
+    """The linear layers by shape; of the blocks those are cut that may be (or `cut_ones`), the head is not.
+
+    `rows_of_x`: by the layers' names, what they multiply."""
     sites = cut_ones
     if sites is None:
         sites = {site.name for block in find_blocks(model) for site in block.sites}
@@ -218,7 +228,6 @@ def layers_of(model: nn.Module, found: list[Target], cut_ones: Collection[str] |
     head = getattr(model, "get_output_embeddings", lambda: None)()
     counts: dict[tuple[Any, ...], int] = {}
     xs: dict[tuple[Any, ...], list[Tensor]] = {}
-    rows_of_x = inputs(model, found)
     for target in found:
         rows, columns = target.weight.shape
         cut = target.name in sites
@@ -233,7 +242,9 @@ def layers_of(model: nn.Module, found: list[Target], cut_ones: Collection[str] |
         )
         key = (rows, columns, cut, side, target.tied, target.module is head)
         counts[key] = counts.get(key, 0) + len(target.places)
-        xs.setdefault(key, []).extend(rows_of_x.get(target.name, ()))
+        xs.setdefault(key, [])
+        if rows_of_x is not None and target.name in rows_of_x:
+            xs[key].append(rows_of_x[target.name])
     return [
         Layer(rows, columns, counts[key], cut, side, tied, last, xs[key])
         for key in counts

@@ -30,12 +30,13 @@ _MODEL = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
 def fits(model: nn.Module) -> bool:
-    """Whether the model is one of CLASSES, has the parts these have and no others, and no hooks on them."""
+    """Whether the model is one of CLASSES, has layers, the parts these have and no others, and no hooks on them."""
     base: Any = getattr(model, "model", None)
     if (
         type(model).__name__ not in CLASSES
         or not _parts(model, {"model", "lm_head"})
         or not _parts(base, _MODEL)
+        or not len(base.layers)
     ):
         return False
     if getattr(base.rotary_emb, "rope_type", None) not in STILL:

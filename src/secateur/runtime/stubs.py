@@ -26,18 +26,16 @@ SPAN = 2 << 20  # bytes that a stub reads at most: all of a core's own cache
 
 
 @torch.inference_mode()
-def inputs(model: nn.Module, found: list[Target], length: int = 8) -> dict[str, list[Tensor]]:
-    """By the layers' names: what each multiplies for the last token of a prompt, [1, 1, columns]; none where it is not
-    called."""
-    seen: dict[str, list[Tensor]] = {}
-    vocabulary = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", 0)
-    if not vocabulary:
-        return seen
+def inputs(model: Any, found: list[Target], length: int = 8) -> dict[str, Tensor]:
+    """What each layer of a language model multiplies for the last token of a prompt, [1, 1, columns], by the layers'
+    names; none for a layer that is not called."""
+    seen: dict[str, Tensor] = {}
+    vocabulary = model.get_input_embeddings().weight.shape[0]
 
     def keep(target: Target) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
-            seen[target.name] = [x.reshape(-1, x.shape[-1])[-1:].unsqueeze(0).clone()]
+            seen[target.name] = x.reshape(-1, x.shape[-1])[-1:].unsqueeze(0).clone()
 
         return hook
 

@@ -7,7 +7,6 @@
 
 #include "simd.h"
 
-typedef int32_t vn __attribute__((vector_size(4 * VL), may_alias));
 typedef uint32_t vu __attribute__((vector_size(4 * VL), may_alias));
 
 /* e^x to 2 units in the last place, at least e^-87 and at most e^88; NaN stays NaN.  Powers of 2 beside a polynomial for
@@ -34,7 +33,7 @@ INLINE vf exponential(vf x) {
 INLINE vf rounded(vf v, int64_t dtype) {
     const vu bits = (vu)v, nan = (vu)((bits & 0x7fffffff) > 0x7f800000);
     if (dtype == SECATEUR_F32) return v;
-    return (vf)(((((bits + 0x7fff + (bits >> 16 & 1)) & ~nan) | ((bits | 0x400000) & nan))) & 0xffff0000);
+    return (vf)((((bits + 0x7fff + (bits >> 16 & 1)) & ~nan) | ((bits | 0x400000) & nan)) & 0xffff0000);
 }
 
 /* The first `left` of a vector to y[at], rounded. */
@@ -134,7 +133,7 @@ INLINE void attend_some(const attention *a, int64_t dtype, int64_t shared, int64
 }
 
 INLINE void attend_as(const attention *a, int64_t part, int64_t dtype) {
-    const int64_t spans = (a->seen + SPAN - 1) / SPAN, shared = part / spans, first = part % spans * SPAN;
+    const int64_t spans = SPANS(a->seen), shared = part / spans, first = part % spans * SPAN;
     const int64_t seen = a->seen - first < SPAN ? a->seen - first : SPAN;
     for (int64_t query = 0; query < a->each; query += 4) {
         float *out = a->parts + (part * a->each + query) * a->stride;
@@ -149,7 +148,7 @@ INLINE void attend_as(const attention *a, int64_t part, int64_t dtype) {
 
 /* The parts of all heads, each weighed by the share of its scores in the whole softmax. */
 INLINE void mix_as(const attention *a, void *mixed, int64_t dtype) {
-    const int64_t spans = (a->seen + SPAN - 1) / SPAN;
+    const int64_t spans = SPANS(a->seen);
     for (int64_t head = 0; head < a->shared * a->each; head++) {
         const int64_t apart = a->each * a->stride; /* from a span to the next */
         float *out = a->parts + (head / a->each * spans * a->each + head % a->each) * a->stride;

@@ -24,6 +24,7 @@
 #endif
 
 typedef float vf __attribute__((vector_size(4 * VL), may_alias));
+typedef int32_t vn __attribute__((vector_size(4 * VL), may_alias));
 typedef float vf_any __attribute__((vector_size(4 * VL), may_alias, aligned(4)));
 
 INLINE vf load(const float *p) { return *(const vf_any *)p; }

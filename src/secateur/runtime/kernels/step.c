@@ -89,7 +89,7 @@ int secateur_step(const secateur_stack *s, void *hidden, int64_t first, int64_t 
         else heads = heads > l->heads ? heads : l->heads, both = both > l->shared ? both : l->shared;
     }
     both = heads + 2 * both;
-    const int64_t width = s->dtype == SECATEUR_F32 ? 4 : 2;
+    const int64_t width = entry_bytes(s->dtype);
     const int64_t rows[] = {s->hidden, both * s->size, heads * s->size, inner, inner, s->hidden};
     step t = {.s = s, .around = secateur_around(), .at = at, .threads = threads, .width = width};
     char **places[] = {&t.normed, &t.queries, &t.mixed, &t.gate, &t.up, &t.more};

@@ -36,8 +36,6 @@ typedef struct {
     int finite;
 } range;
 
-typedef int32_t vn __attribute__((vector_size(4 * VL), may_alias));
-
 INLINE vf smaller(vf a, vf b) {
 #if SECATEUR_PATH == 2
     return (vf)_mm512_min_ps((__m512)a, (__m512)b);
