@@ -1,8 +1,14 @@
-"""Packed matrices of every kind and dtype for the runtime's tests, and the slow product they are compared with."""
+"""Packed matrices of every kind and dtype for the runtime's tests, and the slow product they are compared with.
+
+Tolerances: SUMS times the sum of |w| |x| over what is kept (float32 sums of a few hundred terms, in any order; x as
+whole numbers loses at most 2^-20 of its usual entry, with random sign). bfloat16 results: half a unit in the last of 8
+bits besides, and with whole-number weights DIGITS of the usual entry of x (at most the mean), with random sign.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +17,10 @@ from torch import Tensor
 from secateur.core.select import NM
 from secateur.io.pack import pack_bitmask, pack_blocks, pack_dense, pack_nm
 from secateur.io.packed import Packed, kept_of, unpack, untiled
+from secateur.runtime import library
+
+SUMS = 3e-6
+DIGITS = 2**-12
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 KINDS = ("bitmask", "1:4", "2:4", "3:4", "4:4", "1x4", "16x1", "dense")
@@ -82,3 +92,24 @@ def slow(packed: Packed, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor,
         y, size = y + bias.double(), size + bias.double().abs()
     shape = (*x.shape[:-1], packed.shape[0])
     return y.reshape(shape), size.reshape(shape)
+
+
+def paths() -> list[str]:
+    """What this processor has; torch stands for no kernels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", library.KernelsMissing)
+        return ["torch", *library.features()["paths"]]
+
+
+def off(packed: Packed, x: Tensor, bias: Tensor | None, y: Tensor) -> float:
+    """The largest error of y beside the oracle, in tolerances of the head; NaN where something is not finite."""
+    wanted, size = slow(packed, x, bias)
+    assert y.dtype == x.dtype and y.shape == wanted.shape
+    slack = SUMS * size + 1e-30
+    if x.dtype != torch.float32:
+        slack = slack + wanted.abs() * (2**-8 if x.dtype == torch.bfloat16 else 2**-11) + 1e-7
+    if x.dtype == torch.bfloat16 and packed.scales is not None and math.prod(x.shape[:-1]) == 1:
+        length = torch.where(kept_entries(packed), unpack(packed).double(), 0.0).norm(dim=1)
+        slack = slack + 5 * DIGITS * length * float(x.double().abs().mean())
+    error = (y.double() - wanted).abs() / slack
+    return float(error.max()) if error.numel() else 0.0

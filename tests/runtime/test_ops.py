@@ -1,16 +1,8 @@
-"""The kernels against a float64 oracle: every kind, dtype, path and number of columns; and what torch sees of them.
-
-Tolerances: SUMS times the sum of |w| |x| over what is kept (float32 sums of a few hundred terms, in any order; x as
-whole numbers loses at most 2^-20 of its usual entry, with random sign). bfloat16 results: half a unit in the last of 8
-bits besides, and with whole-number weights DIGITS of the usual entry of x (at most the mean), with random sign.
-"""
+"""The kernels against a float64 oracle: every kind, dtype, path and number of columns; and what torch sees of them."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -22,50 +14,9 @@ from torch import Tensor, nn
 from secateur.errors import BadInput
 from secateur.io.packed import Packed, unpack
 from secateur.runtime import library, ops
-from tests.runtime.matrices import KINDS, every, fits, kept_entries, mask_of, pack, slow
+from tests.runtime.matrices import KINDS, SUMS, every, fits, kept_entries, mask_of, off, pack, paths, slow
 
-SUMS = 3e-6
-DIGITS = 2**-12
 BATCHES = (0, 1, 2, 3, 4, 5, 8, 11, 16, 17, 33, 64, 70)
-
-
-def paths() -> list[str]:
-    """What this processor has; torch stands for no kernels."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", library.KernelsMissing)
-        return ["torch", *library.features()["paths"]]
-
-
-@pytest.fixture(params=paths())
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each path in turn; the best again afterwards."""
-    if request.param == "torch":
-        monkeypatch.setattr(library, "load", lambda: None)
-        yield "torch"
-    else:
-        library.use(request.param)
-        yield request.param
-        library.use(paths()[-1])
-
-
-@pytest.fixture
-def kernels() -> None:
-    if len(paths()) == 1:
-        pytest.skip("no compiled kernels here: secateur was installed without a C compiler")
-
-
-def close(packed: Packed, x: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    """Within the head's tolerances of the oracle, NaN and infinities in the same places."""
-    wanted, size = slow(packed, x, bias)
-    assert y.dtype == x.dtype and y.shape == wanted.shape
-    slack = SUMS * size + 1e-30
-    if x.dtype != torch.float32:
-        slack = slack + wanted.abs() * (2**-8 if x.dtype == torch.bfloat16 else 2**-11) + 1e-7
-    if x.dtype == torch.bfloat16 and packed.scales is not None and math.prod(x.shape[:-1]) == 1:
-        length = torch.where(kept_entries(packed), unpack(packed).double(), 0.0).norm(dim=1)
-        slack = slack + 5 * DIGITS * length * float(x.double().abs().mean())
-    error = (y.double() - wanted).abs()
-    assert bool((error <= slack).all()), (packed.kind, packed.shape, x.shape, float((error / slack).max()))
 
 
 @pytest.mark.parametrize(
@@ -78,8 +29,12 @@ def test_every_kind_and_dtype_is_the_oracle(path: str, rows: int, columns: int) 
         product = ops.Product(packed, bias)
         for batch in BATCHES[i % 3 :: 3]:
             x = torch.randn(batch, columns, generator=generator)
-            close(packed, x, bias, product(x))
-            close(packed, x.bfloat16(), bias, product(x.bfloat16()))
+            for given_x in (x, x.bfloat16()):
+                assert off(packed, given_x, bias, product(given_x)) <= 1, (
+                    packed.kind,
+                    packed.values.dtype,
+                    batch,
+                )
 
 
 @given(
@@ -134,7 +89,7 @@ def test_any_matrix_is_the_oracle(
     y = (ops.Product if way == "lean" else ops.operator_of)(packed, bias)(x)
     if available:
         library.use(available[-1])
-    close(packed, x, bias, y)
+    assert off(packed, x, bias, y) <= 1
 
 
 @pytest.mark.parametrize("batch", [1, 5, 20])
@@ -212,47 +167,6 @@ def test_bfloat16_results_are_the_float32_ones_rounded(path: str) -> None:
     packed = pack("2:4", torch.randn(64, 128), mask_of("2:4", 64, 128, 0.5, torch.Generator()))
     x = torch.randn(9, 128).bfloat16()
     assert torch.equal(ops.Product(packed)(x), ops.Product(packed)(x.float()).bfloat16())
-
-
-@pytest.mark.parametrize("widest", [1.0, 8.0, 100.0, 3e3, 1e5, 1e20])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_is_accurate_however_large_an_entry_is(path: str, widest: float, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(64, 512, generator=generator)
-    for kind, group in itertools.product(("bitmask", "1x4", "16x1", "dense"), (0, 32, 128)):
-        mask = mask_of(kind, 64, 512, 0.5, generator)
-        x = torch.randn(1, 512, generator=generator)
-        x[0, 100:104] = widest
-        if kind != "dense":  # where the large ones are cut, what is left is summed as if they were not there
-            mask[:, 100:104] = False
-        packed = pack(kind, weight, mask, dtype=torch.int8, group=group)
-        close(packed, x.to(dtype), None, ops.Product(packed)(x.to(dtype)))
-
-
-@pytest.mark.parametrize("kind", ["bitmask", "2:4", "1x4", "16x1", "dense"])
-@pytest.mark.parametrize("group", [0, 32, 64])
-def test_sums_of_the_largest_whole_numbers_fit(path: str, kind: str, group: int) -> None:
-    rows, columns = 16, 12352
-    mask = mask_of(kind, rows, columns, 1.0, torch.Generator())
-    packed = pack(kind, torch.ones(rows, columns), mask, dtype=torch.int8, group=group)
-    packed.values.fill_(-128)
-    for x in (
-        torch.ones(1, columns).nextafter(torch.zeros(1)),
-        torch.full((1, columns), 1 - 2**-8).bfloat16(),
-    ):
-        for y, wanted in (
-            (ops.Product(packed)(x), slow(packed, x)[0]),
-            (ops.Product(packed)(-x), slow(packed, -x)[0]),
-        ):
-            assert torch.allclose(y.double(), wanted, rtol=5e-3 if y.dtype == torch.bfloat16 else 1e-4)
-
-
-def test_entries_of_x_at_the_edges_of_float32(path: str) -> None:
-    packed = pack("dense", torch.eye(64), torch.ones(64, 64) > 0, dtype=torch.int8)
-    x = torch.tensor([[1e-45, -1e-40, 1e29, -1.1e29, 1.5e-30, 0.0, -0.0, 2.0]]).repeat(1, 8)
-    for factor in (x, x * 0, x.clamp(-1e-38, 1e-38)):
-        y = ops.Product(packed)(factor)
-        assert torch.allclose(y, factor * 1.0, rtol=1e-6, atol=float(factor.abs().max()) * 2**-22)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 9])
@@ -374,7 +288,7 @@ def test_without_kernels_the_rows_are_taken_in_tiles(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ops, "_ROWS", 16)
     for _, packed in every(70, 64):
         x = torch.randn(5, 64)
-        close(packed, x, None, ops.Product(packed)(x))
+        assert off(packed, x, None, ops.Product(packed)(x)) <= 1
         x[2, 3] = math.nan
         assert torch.equal(ops.Product(packed)(x).isnan(), slow(packed, x)[0].isnan())
 
@@ -389,7 +303,7 @@ def test_long_rows_are_the_oracle(path: str, rows: int, columns: int) -> None:
     for _, packed in every(rows, columns):
         product = ops.Product(packed)
         for x in (plain, wide, plain.bfloat16(), wide.bfloat16()):
-            close(packed, x, None, product(x))
+            assert off(packed, x, None, product(x)) <= 1, (packed.kind, packed.values.dtype)
 
 
 def test_a_wide_matrix_is_what_torch_multiplies(path: str) -> None:

@@ -35,7 +35,7 @@ from secateur.runtime.settle import settle
 from secateur.runtime.sliver import sliver
 from secateur.runtime.ways import Pattern, Target, build, error_of, tolerance_of, ways_of
 
-VERSION = 3  # of this file's rules: another one makes every cached choice void
+VERSION = 4  # of this file's rules: another one makes every cached choice void
 AIMS = ("speed", "memory")
 MARGIN = 0.97  # of dense's time, at most
 SECOND = 0.9  # a second form is held if it saves a tenth, or if the first is slower than dense

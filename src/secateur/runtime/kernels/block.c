@@ -210,13 +210,21 @@ TILE_DIGITS(4)
 /* The same with AVX2 (words.h): two kept tiles at a time, the entries of a row side by side, times words of x. */
 #define FEW_TILES 512 /* as many fit a sum of 32 bits */
 
-/* The words of x that a band's kept columns have, zeros behind them; returns how many columns there are. */
-INLINE int64_t pick_words(const job *j, const int D, int64_t band, int16_t *const *to) {
+/* The words of x that a band's kept columns have, zeros behind them; returns how many columns there are.  What large entries
+ * add goes to the sums of `tiles`, the band's. */
+INLINE int64_t pick_words(const job *j, const int D, int64_t band, int16_t *const *to, const char *tiles, double *sums) {
     const uint8_t *mask = j->m->mask + band * j->mask_stride;
     const int16_t *x = (const int16_t *)j->digits;
+    const large_entry *large = j->large;
     int64_t count = 0;
     for (int64_t c = 0; c < j->chunks; c++, x += D * CHUNK) {
         const uint64_t bits = mask64(j, SECATEUR_TILE16, mask, c);
+        for (; large->chunk == c; large++) {
+            const int64_t whole = large->whole & -(int64_t)(bits >> large->at & 1);
+            const int64_t before = count + __builtin_popcountll(bits & ((1ull << large->at) - 1));
+            const int8_t *tile = (const int8_t *)tiles + TALL * before;
+            for (int k = 0; k < TALL; k++) sums[k] += (double)(tile[k] * whole);
+        }
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
             const uint64_t byte = bits >> 8 * k & 0xff;
@@ -280,7 +288,7 @@ INLINE void tile_words(const job *j, const int D, int64_t first, int64_t last, c
         const char *p[2];
         for (int r = 0; r < 2; r++) {
             p[r] = (const char *)j->m->values + j->m->offsets[band[r]] * TALL;
-            count[r] = pick_words(j, D, band[r], to[r]);
+            count[r] = pick_words(j, D, band[r], to[r], p[r], sums[r]);
         }
         const int64_t side_by_side = (count[0] < count[1] ? count[0] : count[1]) & ~1;
         tile_pairs(D, 2, 0, side_by_side, p, to, sums);

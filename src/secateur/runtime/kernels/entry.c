@@ -142,6 +142,7 @@ static void give(task *t, char *memory) {
     t->j.x = (float *)memory;
     t->j.digits = (int8_t *)memory;
     t->j.offsets = (int32_t *)(memory + t->digit_bytes);
+    t->j.large = (large_entry *)(memory + t->digit_bytes + t->digit_bytes / 2);
     t->j.scratch = memory + t->x_bytes;
 }
 
@@ -204,27 +205,30 @@ int secateur_products(const secateur_matrix *const *matrices, void *const *ys, i
     return SECATEUR_OK;
 }
 
+typedef uint64_t pair_of_words __attribute__((vector_size(16), aligned(8), may_alias));
+
 typedef struct {
-    const uint64_t *words;
+    const pair_of_words *pairs;
     int64_t count, parts;
     uint64_t found;
 } reading;
 
-/* Four streams, as the kernels have. */
+/* Four streams, as the kernels have, each a line of memory at a time: memory, not this, is what should be waited for. */
 static void read_part(void *context, int64_t part) {
     reading *r = context;
     const int64_t first = r->count * part / r->parts, quarter = (r->count * (part + 1) / r->parts - first) / 4;
-    uint64_t found[4] = {0, 0, 0, 0};
-    for (int64_t i = 0; i + 8 <= quarter; i += 8)
+    pair_of_words found[4] = {{0}, {0}, {0}, {0}};
+    for (int64_t i = 0; i + 4 <= quarter; i += 4)
         for (int k = 0; k < 4; k++) {
-            const uint64_t *from = r->words + first + k * quarter + i;
-            found[k] ^= (from[0] ^ from[1] ^ from[2] ^ from[3]) ^ (from[4] ^ from[5] ^ from[6] ^ from[7]);
+            const pair_of_words *from = r->pairs + first + k * quarter + i;
+            found[k] ^= (from[0] ^ from[1]) ^ (from[2] ^ from[3]);
         }
-    __atomic_fetch_xor(&r->found, found[0] ^ found[1] ^ found[2] ^ found[3], __ATOMIC_RELAXED);
+    const pair_of_words all = (found[0] ^ found[1]) ^ (found[2] ^ found[3]);
+    __atomic_fetch_xor(&r->found, all[0] ^ all[1], __ATOMIC_RELAXED);
 }
 
 int64_t secateur_read(const void *memory, int64_t bytes, int64_t threads) {
-    reading r = {memory, bytes / 8, threads < 1 ? 1 : threads, 0};
+    reading r = {memory, bytes / 16, threads < 1 ? 1 : threads, 0};
     secateur_parallel(read_part, &r, r.parts, threads);
     return (int64_t)r.found;
 }

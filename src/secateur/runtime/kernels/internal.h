@@ -18,11 +18,17 @@
 #define AHEAD 2048    /* bytes of values that are asked for before they are needed, of each of two streams */
 #define NEAR 512      /* the same where there are more */
 
+/* An entry of x that is multiplied by itself. */
+typedef struct {
+    int64_t chunk, at;    /* its column is chunk * CHUNK + at */
+    int64_t whole;        /* the whole number it is taken for */
+} large_entry;
+
 /* How a slab of x is multiplied.  prepare.h chooses; x is laid out for it. */
 enum {
     WAY_ONE,     /* scalar, one column of x */
     WAY_DOT,     /* rows of W expanded in registers, dot products with a few columns of x */
-    WAY_PAIRS,   /* the same where W and x are bfloat16, two products an instruction */
+    WAY_PAIRS,   /* the same where W and x are bfloat16 */
     WAY_DIGITS,  /* the same for whole numbers and one column, in integers */
     WAY_MANY,    /* entry times a row of the transposed x, for many columns */
     WAY_TILE,    /* tiles of 16 rows */
@@ -50,6 +56,7 @@ typedef struct {
     int64_t scratch_bytes;
     void *y;              /* row 0 of this slab */
     int64_t y_dtype;
+    large_entry *large;   /* WAY_DIGITS, AVX2: in order of columns; the chunk of the one behind the last is -1 */
 } job;
 
 #define HEAD 512  /* entries that a head of attention has at most */

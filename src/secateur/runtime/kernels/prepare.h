@@ -81,7 +81,7 @@ static void lay_out(job *j, const void *x, int64_t dtype) {
 }
 #endif
 
-#if SECATEUR_PATH == 2
+#if SECATEUR_PATH
 /* x as it is, for pairs; zeros behind the last column. */
 static void copy_pairs(job *j, const uint16_t *x) {
     const int64_t cols = j->m->cols;
@@ -114,19 +114,19 @@ static void prepare(job *j, const void *x, int64_t dtype) {
         return;
     }
 #if SECATEUR_PATH
-    const int paired = SECATEUR_PATH == 2 && j->pairs_do && m->dtype == SECATEUR_BF16 && dtype == SECATEUR_BF16;
-    const int any = m->kind == SECATEUR_DENSE && !(whole || paired); /* nothing cut: any x will do */
+    const int halves = m->dtype == SECATEUR_BF16 && dtype == SECATEUR_BF16;
+    const int paired = halves && (SECATEUR_PATH == 2 ? j->pairs_do : j->batch == 1);
+    const int tiny = SECATEUR_PATH == 2 && paired; /* are there numbers which that instruction takes for zero? */
+    const int any = m->kind == SECATEUR_DENSE && !(whole || tiny); /* nothing cut: any x will do */
     const range r = any ? (range){0, 0, 1} : measure(x, dtype, j->batch * m->cols);
     const int dot = (r.finite || m->kind == SECATEUR_DENSE) && (j->batch == 1 || dot_wins(j));
     j->pairs = PAIRS(m->dtype);
     if (whole && in_digits(j, x, dtype, r)) return;
-#if SECATEUR_PATH == 2
-    if (paired && r.finite && r.most > 0x1p-90f && pairs_win(j)) {
+    if (paired && (tiny ? r.finite && r.most > 0x1p-90f && pairs_win(j) : dot)) {
         j->way = WAY_PAIRS;
         copy_pairs(j, x);
         return;
     }
-#endif
     if (dot) {
         j->way = WAY_DOT;
         lay_out(j, x, dtype);

@@ -40,10 +40,15 @@
 #define DOT_FUNCTION(kind, dtype, grouped)
 #define DOT_CALL(kind, dtype, grouped) (void)0
 #endif
-#if SECATEUR_PATH == 2
+#if SECATEUR_PATH
 #define PAIRS_FUNCTION(kind)                                    \
     WITH_PAIRS ALONE pairs_##kind(ARGUMENTS) { pairs_range(j, SECATEUR_##kind, first, last, scratch); }
 #define PAIRS_CALL(kind) pairs_##kind(j, first, last, scratch)
+#else
+#define PAIRS_FUNCTION(kind)
+#define PAIRS_CALL(kind) (void)0
+#endif
+#if SECATEUR_PATH == 2
 #define DIGITS_FUNCTION(kind, D)                                \
     ALONE digits_##kind##_##D(ARGUMENTS) { digits_range(j, SECATEUR_##kind, D, first, last, scratch); }
 #define DIGITS4_FUNCTION(D)                                     \
@@ -51,8 +56,6 @@
 #define DIGITS_CALL(kind, D) digits_##kind##_##D(j, first, last, scratch)
 #define DIGITS4_CALL(D) digits4_##D(j, first, last, scratch)
 #else
-#define PAIRS_FUNCTION(kind)
-#define PAIRS_CALL(kind) (void)0
 #define DIGITS_FUNCTION(kind, D)
 #define DIGITS4_FUNCTION(D)
 #define DIGITS_CALL(kind, D) (void)0

@@ -75,6 +75,24 @@ INLINE void words_chunk(const job *j, const int kind, const int dtype, const int
     }
 }
 
+/* The entry `at` columns behind p, in a dense row. */
+INLINE int64_t entry_at(int dtype, const char *p, int64_t at) {
+    if (dtype == SECATEUR_I4) return ((uint8_t)p[at / 2] >> 4 * (at % 2) & 15) - 8;
+    return (int8_t)p[at];
+}
+
+/* What the large entries of chunk c add to R dense rows. */
+INLINE void add_large(const job *j, const int kind, const int dtype, const int grouped, const int R, int64_t c,
+                      const char *const *p, const int64_t *row, const large_entry **large, int64_t (*sums)[2], double *scaled) {
+    for (; kind == SECATEUR_DENSE && (*large)->chunk == c; ++*large)
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const int64_t product = entry_at(dtype, p[r], (*large)->at) * (*large)->whole;
+            if (grouped) scaled[r] += (double)product * scale_at(j, row[r], 2 * c + (*large)->at / 32);
+            else sums[r][0] += product;
+        }
+}
+
 INLINE int64_t sum_words(vi v) {
     int32_t lane[VL];
     int64_t total = 0;
@@ -92,6 +110,8 @@ INLINE void words_rows(const job *j, const int kind, const int dtype, const int 
     vi acc[STREAMS][2];
     vf total[STREAMS][2];
     int64_t sums[STREAMS][2] = {{0}};
+    double larger[STREAMS] = {0}; /* with groups: what large entries add */
+    const large_entry *large = j->large;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         p[r] = row_values(j, kind, dtype, row[r], scratch + r * (j->scratch_bytes / STREAMS));
@@ -105,10 +125,14 @@ INLINE void words_rows(const job *j, const int kind, const int dtype, const int 
     }
     for (int64_t c = 0; c < j->chunks;) {
         const int64_t last = grouped || c + FEW_CHUNKS > full ? full : c + FEW_CHUNKS;
-        for (; c < last; c++, x += D * CHUNK)
+        for (; c < last; c++, x += D * CHUNK) {
+            add_large(j, kind, dtype, grouped, R, c, p, row, &large, sums, larger);
             words_chunk(j, kind, dtype, grouped, D, R, 1, c, p, mask, scales, x, acc, total);
-        if (c == full && full < j->chunks)
+        }
+        if (c == full && full < j->chunks) {
+            add_large(j, kind, dtype, grouped, R, c, p, row, &large, sums, larger);
             words_chunk(j, kind, dtype, grouped, D, R, 0, c++, p, mask, scales, x, acc, total);
+        }
         if (grouped) break;
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
@@ -121,20 +145,25 @@ INLINE void words_rows(const job *j, const int kind, const int dtype, const int 
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         double value = (double)(sums[r][0] + sums[r][1] * WORD);
-        if (grouped) value = sum(total[r][0]) + (D > 1 ? (double)sum(total[r][1]) * WORD : 0);
+        if (grouped) value = larger[r] + sum(total[r][0]) + (D > 1 ? (double)sum(total[r][1]) * WORD : 0);
         else value *= scale_at(j, row[r], 0);
         put(j, 0, row[r], (float)(value * j->unit));
     }
 }
 
-INLINE void words_range(const job *j, const int kind, const int dtype, const int grouped, const int D, int64_t first,
-                        int64_t last, char *scratch) {
-    const int R = STREAMS_OF(kind);
+INLINE void words_streams(const job *j, const int kind, const int dtype, const int grouped, const int D, const int R,
+                          int64_t first, int64_t last, char *scratch) {
     for (int64_t i = first; i < first + (last - first + R - 1) / R; i++) {
         int64_t row[STREAMS];
         rows_of_streams(first, last, i, R, row);
         words_rows(j, kind, dtype, grouped, D, R, row, scratch);
     }
+}
+
+INLINE void words_range(const job *j, const int kind, const int dtype, const int grouped, const int D, int64_t first,
+                        int64_t last, char *scratch) {
+    if (in_many(j, kind, D * CHUNK * 2, 8)) words_streams(j, kind, dtype, grouped, D, STREAMS, first, last, scratch);
+    else words_streams(j, kind, dtype, grouped, D, STREAMS_OF(kind), first, last, scratch);
 }
 
 #endif
