@@ -4,7 +4,8 @@
 
 y = x W' with x [batch, columns] bfloat16, as a model in bfloat16 has it; float32 for float32 weights and for torch's
 dynamic int8. Weights lie in huge pages, torch's too where they are plain. Every way of one shape is measured in the
-same rounds, each call on the next of some copies that do not fit in the cache; told are medians of the rounds,
+same rounds, each call on the next of some copies that do not fit in the cache. One entry of x in a hundred is LARGE_X
+times the others, as language models have them: int8 takes longer for such an x. Told are medians of the rounds,
 `spread` = (9th - 1st decile) / median, and the share of what memory delivers to a plain read in the same rounds. What
 the aims speak of is measured once more in rounds of its own; told is the median of the rounds' ratios.
 """
@@ -35,6 +36,7 @@ from secateur.runtime.ops import Product
 
 SHAPES = ("576x1536", "1536x576", "4096x4096", "11008x4096", "4096x11008", "49152x576")
 LARGE = ("4096x4096", "11008x4096")
+LARGE_X = 20.0
 COLD = 96 << 20  # bytes of copies that are gone through before one comes again: three times the cache
 SLICE = 0.004  # seconds a way is called for in a round, at least
 JUDGED = 5  # times as many rounds for what the aims speak of
@@ -116,9 +118,16 @@ def is_judged(way: Way) -> bool:
     return way.maker == "memory" or (ours and way.dtype in DTYPES)
 
 
+def rows_of_x(batch: int, columns: int) -> Tensor:
+    """float32 [batch, columns], normal but for the large entries."""
+    x = torch.randn(batch, columns)
+    x[:, torch.randperm(columns)[: columns // 100]] *= LARGE_X
+    return x
+
+
 def once(ways: list[Way], shape: str) -> None:
     """Every copy of every way: what the system does when memory is first used is not measured."""
-    x = torch.randn(1, int(shape.split("x")[1]))
+    x = rows_of_x(1, int(shape.split("x")[1]))
     for way in ways:
         for call in way.calls:
             call(x.to(way.x_dtype))
@@ -129,7 +138,8 @@ def measure(
 ) -> list[Row]:
     """A row for each way, all of them timed in the same rounds; `keep` adds the seconds of each."""
     columns = int(shape.split("x")[1])
-    x = {dtype: torch.randn(batch, columns).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    plain = rows_of_x(batch, columns)
+    x = {dtype: plain.to(dtype) for dtype in (torch.float32, torch.bfloat16)}
     times: list[list[float]] = [[] for _ in ways]
     turns = [itertools.cycle(way.calls) for way in ways]
     counts = [calls_a_slice(way, turn, x[way.x_dtype]) for way, turn in zip(ways, turns, strict=True)]

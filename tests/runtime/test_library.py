@@ -149,7 +149,9 @@ for path in library.features()["paths"]:
             product, wanted = ops.Product(replace(packed, **tensors)), ops.Product(packed)
             for batch in (1, 2, 9, 40):
                 x = torch.randn(batch, columns)
-                for given in (x, x.bfloat16()):
+                large = x.clone()
+                large[:, [0, columns - 1]] = 50.0  # multiplied by themselves
+                for given in (x, x.bfloat16(), large.bfloat16()):
                     assert torch.equal(product(given), wanted(given)), (path, columns, name, batch)
 print("read no further")
 """

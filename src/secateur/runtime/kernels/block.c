@@ -210,9 +210,14 @@ TILE_DIGITS(4)
 /* The same with AVX2 (words.h): two kept tiles at a time, the entries of a row side by side, times words of x. */
 #define FEW_TILES 512 /* as many fit a sum of 32 bits */
 
-/* The words of x that a band's kept columns have, zeros behind them; returns how many columns there are.  What large entries
- * add goes to the sums of `tiles`, the band's. */
-INLINE int64_t pick_words(const job *j, const int D, int64_t band, int16_t *const *to, const char *tiles, double *sums) {
+typedef struct {
+    int64_t tile; /* of the band */
+    double whole; /* the whole number that its column of x is taken for */
+} large_tile;
+
+/* The words of x that a band's kept columns have, zeros behind them; returns how many columns there are.  `*kept`: those
+ * whose entry is too large for its words, *many of them. */
+INLINE int64_t pick_words(const job *j, const int D, int64_t band, int16_t *const *to, large_tile *kept, int64_t *many) {
     const uint8_t *mask = j->m->mask + band * j->mask_stride;
     const int16_t *x = (const int16_t *)j->digits;
     const large_entry *large = j->large;
@@ -220,10 +225,9 @@ INLINE int64_t pick_words(const job *j, const int D, int64_t band, int16_t *cons
     for (int64_t c = 0; c < j->chunks; c++, x += D * CHUNK) {
         const uint64_t bits = mask64(j, SECATEUR_TILE16, mask, c);
         for (; large->chunk == c; large++) {
-            const int64_t whole = large->whole & -(int64_t)(bits >> large->at & 1);
             const int64_t before = count + __builtin_popcountll(bits & ((1ull << large->at) - 1));
-            const int8_t *tile = (const int8_t *)tiles + TALL * before;
-            for (int k = 0; k < TALL; k++) sums[k] += (double)(tile[k] * whole);
+            kept[*many] = (large_tile){before, (double)large->whole};
+            *many += bits >> large->at & 1;
         }
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
@@ -239,6 +243,20 @@ INLINE int64_t pick_words(const job *j, const int D, int64_t band, int16_t *cons
     }
     for (int d = 0; d < D; d++) to[d][count] = 0;
     return count;
+}
+
+/* sums += a tile times the whole number of its column, for each of them; after the others, when they are in the cache. */
+INLINE void add_large_tiles(const large_tile *kept, int64_t many, const char *tiles, double *sums) {
+    for (; many > 0; many--, kept++) {
+        const __m256d whole = _mm256_set1_pd(kept->whole);
+#pragma GCC unroll 4
+        for (int k = 0; k < TALL; k += 4) {
+            int32_t four;
+            memcpy(&four, tiles + TALL * kept->tile + k, 4);
+            const __m256d entries = _mm256_cvtepi32_pd(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
+            _mm256_storeu_pd(sums + k, _mm256_fmadd_pd(entries, whole, _mm256_loadu_pd(sums + k)));
+        }
+    }
 }
 
 /* sums += tiles first .. last - 1 of R bands (an even number of them), `tiles` theirs. */
@@ -281,14 +299,15 @@ INLINE void tile_words(const job *j, const int D, int64_t first, int64_t last, c
     const int64_t half = (last - first + 1) / 2, room = j->chunks * CHUNK * 2 + OVERREAD;
     int16_t *to[2][2];
     for (int k = 0; k < 4; k++) to[k / 2][k % 2] = (int16_t *)(scratch + k * room);
+    large_tile *kept[2] = {(large_tile *)(scratch + 4 * room), (large_tile *)(scratch + 5 * room)};
     for (int64_t i = first; i < first + half; i++) {
         const int64_t band[2] = {i, i + half < last ? i + half : i};
-        int64_t count[2];
+        int64_t count[2], many[2] = {0, 0};
         double sums[2][TALL] = {{0}};
-        const char *p[2];
+        const char *p[2], *tiles[2];
         for (int r = 0; r < 2; r++) {
-            p[r] = (const char *)j->m->values + j->m->offsets[band[r]] * TALL;
-            count[r] = pick_words(j, D, band[r], to[r], p[r], sums[r]);
+            p[r] = tiles[r] = (const char *)j->m->values + j->m->offsets[band[r]] * TALL;
+            count[r] = pick_words(j, D, band[r], to[r], kept[r], &many[r]);
         }
         const int64_t side_by_side = (count[0] < count[1] ? count[0] : count[1]) & ~1;
         tile_pairs(D, 2, 0, side_by_side, p, to, sums);
@@ -301,9 +320,11 @@ INLINE void tile_words(const job *j, const int D, int64_t first, int64_t last, c
             memcpy(end, p[r], TALL);
             tile_pairs(D, 1, even, even + 2, &tile, to + r, sums + r);
         }
-        for (int r = 0; r < 2; r++)
+        for (int r = 0; r < 2; r++) {
+            add_large_tiles(kept[r], many[r], tiles[r], sums[r]);
             for (int64_t row = band[r] * TALL; row < (band[r] + 1) * TALL && row < j->m->rows; row++)
                 put(j, 0, row, (float)(sums[r][row % TALL] * j->unit * scale_at(j, row, 0)));
+        }
     }
 }
 
