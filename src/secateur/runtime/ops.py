@@ -6,8 +6,8 @@ x is [..., C] on the CPU: float32, bfloat16 or float16, of any strides; y [..., 
 float32's. A cut weight is not there: its place in x is not multiplied, so that NaN or Inf there does not reach y.
 Whole-number weights do not round x to a byte: one column of x may be taken as whole numbers of 15 to 31 bits, as
 many as are as good as float32's sums (off by at most 2^-20 of x's usual entry), or, where x is bfloat16, as good as an
-eighth of its own rounding (2^-12); a few entries that are too large for that may be multiplied by themselves; where none
-are as good, floats are multiplied (kernels/whole.h). With whole-number weights
+eighth of its own rounding (2^-12). A few entries that are too large for that may be multiplied by themselves; where
+none are as good, floats are multiplied (kernels/whole.h). With whole-number weights
 entries of x beyond 1e29 may overflow. Where weights and x are bfloat16, entries below 2^-126 may count as zero.
 Nothing here has a gradient.
 
