@@ -100,7 +100,7 @@ WITH_PAIRS INLINE void pairs_range(const job *j, const int kind, int64_t first, 
 #define WITH_PAIRS
 
 /* AVX2 has no such instruction: both are taken apart in registers.  What is gained is half of the bytes of x, which comes
- * from the level-2 cache again for every few rows of more than a thousand columns: 4096x4096, dense, 1.57 -> 1.23 ms. */
+ * from the level-2 cache again for every few rows of two thousand columns and more (docs/faster.md). */
 INLINE void pairs_range(const job *j, const int kind, int64_t first, int64_t last, char *scratch) {
     dot_columns(j, kind, SECATEUR_BF16, SECATEUR_BF16, 0, STREAMS_OF(kind), first, last, scratch);
 }
