@@ -29,12 +29,8 @@ def test_every_kind_and_dtype_is_the_oracle(path: str, rows: int, columns: int) 
         product = ops.Product(packed, bias)
         for batch in BATCHES[i % 3 :: 3]:
             x = torch.randn(batch, columns, generator=generator)
-            for given_x in (x, x.bfloat16()):
-                assert off(packed, given_x, bias, product(given_x)) <= 1, (
-                    packed.kind,
-                    packed.values.dtype,
-                    batch,
-                )
+            for one in (x, x.bfloat16()):
+                assert off(packed, one, bias, product(one)) <= 1, (packed.kind, packed.values.dtype, batch)
 
 
 @given(
