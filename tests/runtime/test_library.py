@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from secateur.errors import BadInput
 from secateur.runtime import library
 
 ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "src/secateur/runtime/kernels"
+INTRINSIC = re.compile(r"\b_mm512_(\w+)")
 HAVE = library._open()[0] is not None
 needs_kernels = pytest.mark.skipif(not HAVE, reason="secateur was installed without a C compiler")
 
@@ -196,13 +200,60 @@ def test_a_driver_under_the_sanitizers_finds_nothing(tmp_path: Path, sanitizer: 
     assert done.stdout.strip().endswith("products, all as they should be")
 
 
+def _avx512_in_c(folder: Path) -> Path:
+    """What is to be included before a source of the AVX-512 path so that it needs AVX2 only."""
+    used = sorted({name for path in KERNELS.glob("*.[ch]") for name in INTRINSIC.findall(path.read_text())})
+    lines = [f'#include "{ROOT / "tests/runtime/avx512_in_c.h"}"']
+    lines += [f"#undef _mm512_{name}\n#define _mm512_{name} in_c_{name}" for name in used]
+    # the compiler may not use AVX-512 by itself; in_register's empty assembly would ask for its registers
+    lines += ["#define target(...)", "#define __asm__(...)"]
+    (folder / "in_c.h").write_text("\n".join(lines) + "\n")
+    return folder / "in_c.h"
+
+
+@pytest.mark.parametrize("checks", ["", pytest.param("-fsanitize=address,undefined", marks=pytest.mark.slow)])
+def test_the_avx512_path_is_right_with_its_instructions_in_plain_c(tmp_path: Path, checks: str) -> None:
+    """On any x86 with AVX2: the driver above on all three paths, avx512_in_c.h in place of the intrinsics."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or "avx2" not in library.features()["paths"]:
+        pytest.skip("no C compiler or no AVX2 here")
+    avx2 = "-mavx2 -mfma -mbmi -mbmi2 -mpopcnt -mlzcnt"
+    paths = {2: f"{avx2} -include {_avx512_in_c(tmp_path)}", 1: avx2, 0: ""}
+    commands = [(ROOT / "tests/runtime/sanitize.c", "driver", "-DSECATEUR_X86")]
+    for source in sorted(KERNELS.glob("*.c")):
+        if source.stem in ("entry", "step", "threads"):
+            commands.append((source, source.stem, "-DSECATEUR_X86 -D__builtin_cpu_supports(name)=1"))
+        else:
+            commands += [
+                (source, f"{source.stem}{k}", f"-DSECATEUR_PATH={k} {flags}") for k, flags in paths.items()
+            ]
+
+    def compiled(command: tuple[Path, str, str]) -> str:
+        source, name, flags = command
+        common = f"-Og -std=gnu11 -fno-math-errno -ffp-contract=off -Wall -Wextra -Werror -Wno-psabi {checks} {flags}"
+        target = str(tmp_path / f"{name}.o")
+        done = subprocess.run(
+            [compiler, *common.split(), "-c", str(source), "-o", target], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, commands))
+    driver = str(tmp_path / "all")
+    subprocess.run([compiler, *checks.split(), *objects, "-o", driver, "-lpthread", "-lm"], check=True)
+    done = subprocess.run([driver], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.strip().endswith("products, all as they should be")
+
+
 @pytest.mark.slow
 def test_the_portable_path_is_right_on_arm(tmp_path: Path) -> None:
     """Cross-compiled for 64-bit ARM and run in its emulator; Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
     if compiler is None or emulator is None:
         pytest.skip("no compiler or no emulator for 64-bit ARM here (gcc-aarch64-linux-gnu, qemu-user)")
-    sources = sorted((ROOT / "src/secateur/runtime/kernels").glob("*.c"))
+    sources = sorted(KERNELS.glob("*.c"))
     driver = tmp_path / "driver"
     flags = "-O2 -std=gnu11 -fno-math-errno -ffp-contract=off -Wall -Wextra -Werror -DSECATEUR_PATH=0 -static"
     inputs = [*map(str, sources), str(ROOT / "tests/runtime/sanitize.c")]

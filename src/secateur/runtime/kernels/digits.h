@@ -14,7 +14,11 @@
 
 /* acc += w digit, in place: of the intrinsic GCC 12 makes two moves besides. */
 INLINE void add_products(__m512i *acc, __m512i w, __m512i digit) {
+#ifdef __AVX512VNNI__
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*acc) : "v"(w), "v"(digit));
+#else /* tests/runtime/avx512_in_c.h */
+    *acc = _mm512_dpbusd_epi32(*acc, w, digit);
+#endif
 }
 
 /* A chunk of R rows; `whole`: none of its columns is behind the last. */
