@@ -12,21 +12,12 @@ from torch import Tensor, nn
 from secateur.core.select import NM, Blocks, keep_top
 from secateur.errors import BadInput, Unsupported
 from secateur.runtime import forecast as module
-from secateur.runtime import library
+from secateur.runtime import library, probes
 from secateur.runtime.accelerate import accelerate, model_bytes
-from secateur.runtime.forecast import (
-    Case,
-    Forecast,
-    Layer,
-    Native,
-    Row,
-    cases,
-    forecast,
-    layers_of,
-    misfit,
-    verdicts,
-)
+from secateur.runtime.decode import Decoder
+from secateur.runtime.forecast import Forecast, Native, Row, cases, forecast, layers_of, misfit, verdicts
 from secateur.runtime.pace import Pace, pace
+from secateur.runtime.probes import KEPT, Case, Layer, Probe
 from secateur.runtime.sliver import sliver
 from secateur.runtime.stubs import stubs
 from secateur.runtime.ways import targets
@@ -52,9 +43,11 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = [part.packed.bytes if hasattr(part, "packed") else part.weight.nbytes for part in made]
         return [(1e-9 * size + 1e-8 * some[0].shape[1], 0.1) for size, some in zip(sizes, xs, strict=True)]
 
-    monkeypatch.setattr(module, "_seconds", seconds)
+    monkeypatch.setattr(probes, "_seconds", seconds)
     monkeypatch.setattr(
-        module, "pace", lambda model, prompt, count, clock=None: Pace(0.02, 0.001, prompt, 0.0, "lean")
+        module,
+        "pace",
+        lambda model, prompt, count, clock=None, reread=True: Pace(0.02, 0.001, prompt, 0.0, "lean"),
     )
 
 
@@ -110,7 +103,7 @@ def test_the_first_row_is_the_model_as_it_is(timed: None) -> None:
 def test_a_large_matrix_is_probed_in_part(timed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(tie_word_embeddings=False, **SIZES)
     whole = forecast(model).rows
-    monkeypatch.setattr(module, "LIMIT", 48 * 64)
+    monkeypatch.setattr(probes, "LIMIT", 48 * 64)
     for row, part in zip(whole, forecast(model).rows, strict=True):
         assert row.bytes == pytest.approx(part.bytes, rel=0.02)
 
@@ -120,7 +113,7 @@ def test_whole_layers_in_the_kernels_count_from_matrices_of_which_a_quarter_is_k
 ) -> None:
     """A token is that of the quarters, and what each kernel takes longer than its quarter; nothing is below bare."""
 
-    def paced(model: Any, prompt: int, count: int, clock: Any = None) -> Pace:
+    def paced(model: Any, prompt: int, count: int, clock: Any = None, reread: bool = True) -> Pace:
         part = model.model.layers[0].mlp.up_proj
         if not hasattr(part, "packed"):
             return Pace(0.02, 0.001, prompt, 0.0, "lean")
@@ -129,7 +122,7 @@ def test_whole_layers_in_the_kernels_count_from_matrices_of_which_a_quarter_is_k
     monkeypatch.setattr(module, "pace", paced)
     model = tiny_llama(tie_word_embeddings=False, **SIZES)
     layers = layers_of(model, targets(model)[0])
-    thin = sum(x.count * 1e-9 * sliver(x.rows, x.columns, module.KEPT).packed.bytes for x in layers)
+    thin = sum(x.count * 1e-9 * sliver(x.rows, x.columns, KEPT).packed.bytes for x in layers)
     rest = model_bytes(model) - sum(4 * x.count * x.rows * x.columns for x in layers)
     for name in ("dense int8", "70% 16x1 int8"):
         case = next(case for case in cases("float32") if case.name == name)
@@ -138,8 +131,10 @@ def test_whole_layers_in_the_kernels_count_from_matrices_of_which_a_quarter_is_k
         assert found.rows[0].token == pytest.approx(3e-3 + kernels - thin, abs=1e-9)
         assert found.rows[0].prompt < 0.1 and found.packed == 2e-3 and found.other == (0.001, 0.02)
     huge = Native(bare=5e-3, thin=3e-3)
-    monkeypatch.setattr(module, "_probes", lambda *_: [module.Probe(0, 0.0, 0.0, 0.0, 1.0)] * len(layers))
-    row = module._row(cases("float32")[2], layers, torch.float32, 0, Pace(0.1, 0.1, 8, 0.0, "lean"), huge)
+    free = [Probe(0, 0.0, 0.0, 0.0, 1.0)] * len(layers)
+    row = module._row(
+        cases("float32")[2], layers, free, torch.float32, 0, Pace(0.1, 0.1, 8, 0.0, "lean"), huge
+    )
     assert row.token == 5e-3
 
 
@@ -259,9 +254,29 @@ def test_pace_is_short_where_positions_are_few() -> None:
     assert pace(tiny_llama(), prompt=4, count=500, repeats=1).length == 1
 
 
+@pytest.mark.parametrize(("reread", "readings"), [(True, 4), (False, 1)])
+def test_pace_reads_the_prompt_as_often_as_asked(
+    reread: bool, readings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, step, lengths, positions = Decoder.read, Decoder.step, [], []
+
+    def counted(self: Decoder, ids: Any, room: int) -> Any:
+        lengths.append(len(ids))
+        return read(self, ids, room)
+
+    def seen(self: Decoder, token: int) -> Any:
+        positions.append(self.length)
+        return step(self, token)
+
+    monkeypatch.setattr(Decoder, "read", counted)
+    monkeypatch.setattr(Decoder, "step", seen)
+    assert pace(tiny_llama(), prompt=9, count=5, reread=reread).prompt > 0
+    assert lengths.count(9) == readings and positions[-20:] == [*range(9, 14)] * 4
+
+
 def test_probes_on_this_machine() -> None:
     found: Forecast = forecast(tiny_llama(**SIZES), prompt=8)
-    assert found.seconds < 20 and found.bandwidth > 1e8 and len(found.rows) == len(cases("float32"))
+    assert found.seconds > 0 and found.bandwidth > 1e8 and len(found.rows) == len(cases("float32"))
     assert all(row.token > 0 and row.prompt > 0 and row.spread >= 0 for row in found.rows)
     assert found.rows[0].token > found.other[0] and found.packed is not None
     assert all(row.token >= found.packed for row in found.rows[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -32,9 +33,10 @@ def test_who_never_ends_a_head_or_a_body_is_cut_off(client: Client) -> None:
     silent, slow = raw(client, b""), raw(client, b"POST /v1/comp")
     body = raw(client, post(COMPLETE, b'{"prompt"', 500))
     used = raw(client, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-    for _ in range(4):  # drop by drop
-        time.sleep(0.1)
-        slow.sendall(b"l")
+    with contextlib.suppress(ConnectionError):  # a busy machine may sleep until it is cut off
+        for _ in range(4):  # drop by drop
+            time.sleep(0.1)
+            slow.sendall(b"l")
     assert until_closed(silent) == b"" and until_closed(slow) == b""
     assert until_closed(body).startswith(b"HTTP/1.1 408 ")
     assert until_closed(used).startswith(b"HTTP/1.1 200 "), "kept open for a while, not for ever"
@@ -70,7 +72,7 @@ def test_a_reader_that_stalls_is_cut_off(parts: tuple[Any, Any]) -> None:
 
 
 def test_too_many_connections_are_turned_away(parts: tuple[Any, Any]) -> None:
-    with serving(*parts, connections=4, head_seconds=0.5) as client:
+    with serving(*parts, connections=4, head_seconds=2) as client:
         held = [raw(client, b"") for _ in range(6)]
         time.sleep(0.1)
         assert client.send("GET", "/health")[0] == 503

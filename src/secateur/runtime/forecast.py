@@ -2,8 +2,8 @@
 
     seconds of a token = what is not weights + sum over the linear layers of a kernel's seconds for that shape
 
-Both are measured here and now. The kernels run on random weights of the model's own shapes (at most LIMIT entries of
-one, its time scaled by its rows), on copies that do not fit in the cache. What is not weights (attention, norms, the
+Both are measured here and now. The kernels run on random weights of the model's own shapes (runtime/probes.py). What is
+not weights (attention, norms, the
 choice of a token, Python) is the model's own loop with its linear layers replaced (runtime/stubs.py). Where the kernels
 run whole layers: by matrices of which a quarter is kept, and each kernel counts with what it takes longer than such a
 matrix; the quarter is there because weights push the rest's data and code out of the caches, and slow it down. Else
@@ -14,9 +14,6 @@ have them, takes kernels for whole numbers longer. Nothing is said about quality
 
 from __future__ import annotations
 
-import copy
-import itertools
-import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,55 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.core.select import NM
 from secateur.errors import Unsupported
-from secateur.runtime import choice, library
+from secateur.runtime import library
 from secateur.runtime.accelerate import model_bytes
-from secateur.runtime.linear import VALUES, PackedLinear, bytes_of, packed_as
+from secateur.runtime.linear import VALUES
 from secateur.runtime.native import suits
 from secateur.runtime.pace import Pace, pace
-from secateur.runtime.sliver import sliver
+from secateur.runtime.probes import KEPT, Case, Layer, Probe, noise, probes
 from secateur.runtime.stubs import inputs, stubs, thin
 from secateur.runtime.ways import Target, group_of, targets
 from secateur.sites.find import find_blocks
 
-LIMIT = 4 << 20  # entries of a probe's matrix
-KEPT = 2  # of every 8 columns, of the matrices that others are compared with
-LEAST, MOST, SECONDS = 4, 200, 0.4  # turns of a probe: few where they are slow
 Report = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One way to make a model smaller: layout of the cut layers, values of all linear layers, fraction cut; layers that
-    are not cut are `dense` in these values, or stay in `torch` as they are."""
-
-    name: str
-    kind: str
-    values: str
-    sparsity: float = 0.0
-    channels: float = 0.0
-    uncut: str = "dense"
-
-    @property
-    def plain(self) -> bool:
-        return self.sparsity == self.channels == 0
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Linear layers of one shape: how many, whether cut, which side is an MLP's inner width; the head is `last`.
-
-    `rows_of_x`: what they multiply in the model as it is, [1, 1, columns] each."""
-
-    rows: int
-    columns: int
-    count: int
-    cut: bool
-    inner: str
-    tied: bool
-    last: bool
-    rows_of_x: Sequence[Tensor] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -155,7 +115,7 @@ def forecast(
     base = model_bytes(model) - sum(
         layer.count * layer.rows * layer.columns * dtype.itemsize for layer in layers if not layer.tied
     )
-    rows = []
+    rows, random = [], noise(layers)
     for at, case in enumerate(chosen):
         told(at + 1, len(chosen) + 1, case.name)
         why = misfit(case, layers)
@@ -163,7 +123,8 @@ def forecast(
             notes.append(f"{case.name} is left out: {why}")
             continue
         whole = None if "torch" in (case.kind, case.uncut) else native
-        rows.append(_row(case, layers, dtype, base, other, whole))
+        probed = probes(case, layers, dtype, other.length, random)
+        rows.append(_row(case, layers, probed, dtype, base, other, whole))
     speed = library.bandwidth(64, 3)
     return Forecast(
         rows,
@@ -182,11 +143,11 @@ def in_kernels(model: nn.Module, found: list[Target], prompt: int) -> Native | N
     if not suits(model):
         return None
     with thin(found, 0):
-        bare = pace(model, prompt=prompt, count=24)
+        bare = pace(model, prompt=prompt, count=16, reread=False)
     if bare.way != "native":
         return None
     with thin(found, KEPT):
-        return Native(bare.token, pace(model, prompt=prompt, count=24).token)
+        return Native(bare.token, pace(model, prompt=prompt, count=16, reread=False).token)
 
 
 def cases(dtype: str) -> list[Case]:
@@ -267,13 +228,19 @@ def misfit(case: Case, layers: list[Layer]) -> str:
 
 
 def _row(
-    case: Case, layers: list[Layer], dtype: torch.dtype, base: int, other: Pace, native: Native | None
+    case: Case,
+    layers: list[Layer],
+    probed: list[Probe],
+    dtype: torch.dtype,
+    base: int,
+    other: Pace,
+    native: Native | None,
 ) -> Row:
     """`native`: where the kernels run whole layers."""
     token, least = (other.token, other.token) if native is None else (native.thin, native.bare)
     prompt = other.prompt
     size, unsure = base, 0.0
-    for layer, probe in zip(layers, _probes(case, layers, dtype, other.length), strict=True):
+    for layer, probe in zip(layers, probed, strict=True):
         if not (layer.tied and dtype == VALUES[case.values]):  # else the embedding's memory serves both
             size += layer.count * probe.bytes
         token += layer.count * (probe.token if native is None else probe.token - probe.call)
@@ -281,101 +248,6 @@ def _row(
         unsure += layer.count * probe.spread * probe.token
     token = max(token, least)
     return Row(case.name, case.plain, size, token, prompt, unsure / token)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Seconds of one layer for a row and for a prompt; `call`: for a row, of a matrix as large that keeps KEPT."""
-
-    bytes: int
-    token: float
-    prompt: float
-    spread: float
-    call: float
-
-
-def _probes(case: Case, layers: list[Layer], dtype: torch.dtype, length: int) -> list[Probe]:
-    """One layer of each shape; times are by the share of its rows that is probed."""
-    made, sizes, shares, calls, ones, lots = [], [], [], [], [], []
-    for layer in layers:
-        rows, columns = layer.rows, layer.columns
-        if case.channels and layer.inner == "rows":
-            rows = round(rows * (1 - case.channels) / 16) * 16
-        if case.channels and layer.inner == "columns":
-            columns = round(columns * (1 - case.channels) / 32) * 32
-        probed = rows if rows * columns <= LIMIT else max(16, LIMIT // columns // 16 * 16)
-        module, size = _module(case, layer, probed, columns, dtype)
-        made.append(module)
-        sizes.append(size)
-        shares.append(rows / probed)
-        calls.append(sliver(probed, columns, KEPT))
-        random = torch.randn(1, length, columns).to(dtype)
-        ones.append([x[..., :columns] for x in layer.rows_of_x] or [random[:, :1]])
-        lots.append([random[:, :1] if layer.last else random])
-    one = _seconds([*made, *calls], [*ones, *ones])
-    many = _seconds(made, lots)
-    return [
-        Probe(round(size * share), share * low[0], share * high[0], low[1], share * call[0])
-        for size, share, low, call, high in zip(
-            sizes, shares, one[: len(layers)], one[len(layers) :], many, strict=True
-        )
-    ]
-
-
-def _module(case: Case, layer: Layer, rows: int, columns: int, dtype: torch.dtype) -> tuple[nn.Module, int]:
-    generator = torch.Generator().manual_seed(rows)
-    weight = torch.randn(rows, columns, generator=generator)
-    kind = case.kind if case.kind == "torch" or (layer.cut and case.sparsity) else case.uncut
-    if kind == "torch":
-        made = nn.Linear(columns, rows, bias=False).requires_grad_(False)
-        made.weight.data = weight.to(dtype)
-        return made.eval(), made.weight.nbytes
-    mask = _mask(kind, weight, case.sparsity)
-    packed = packed_as(weight, mask, kind=kind, values=case.values, group=group_of(case.values, None))
-    return PackedLinear(packed), packed.bytes
-
-
-def _mask(kind: str, weight: Tensor, sparsity: float) -> Tensor | None:
-    if kind == "dense":
-        return None
-    if ":" in kind:
-        return NM(int(kind[0]), 4).select(weight.abs())
-    least = statistics.NormalDist().inv_cdf((1 + sparsity) / 2)  # below it lies this share of |x|
-    if kind == "16x1":
-        return (weight[: -(-len(weight) // 16)].abs() > least).repeat_interleave(16, 0)[: len(weight)]
-    if kind == "1x4":
-        return (weight[:, ::4].abs() > least).repeat_interleave(4, 1)
-    return weight.abs() > least
-
-
-def _seconds(made: Sequence[nn.Module], xs: Sequence[Sequence[Tensor]]) -> list[tuple[float, float]]:
-    """Seconds of a call of each module with its xs in turn (mean of the middle half), and how far apart that half lies.
-
-    They are called one after the other, as in a model, each call timed: the same one again and again would find its
-    code, its buffers and the branches it took still there. For one row, on copies that do not fit in the cache.
-    """
-    size = sum(bytes_of(module) for module in made)
-    few = all(x.shape[1] == 1 for some in xs for x in some)
-    copies = min(choice.COLD // max(size, 1), choice.COPIES) if few else 0
-    sets = [[*made], *([copy.deepcopy(module) for module in made] for _ in range(copies))]
-    times: list[list[float]] = [[] for _ in made]
-    turns, start = itertools.cycle(sets), time.perf_counter()
-    with torch.inference_mode():
-        for at in itertools.count():
-            if at >= LEAST and (at >= MOST or time.perf_counter() - start > SECONDS):
-                break
-            for module, some, kept in zip(next(turns), xs, times, strict=True):
-                x = some[at % len(some)]
-                begun = time.perf_counter()
-                module.forward(x)
-                kept.append(time.perf_counter() - begun)
-    found = []
-    for kept in times:
-        kept = sorted(kept[1:])
-        half = kept[len(kept) // 4 : -(len(kept) // 4) or None]
-        middle = statistics.fmean(half)
-        found.append((middle, (half[-1] - half[0]) / middle))
-    return found
 
 
 def verdicts(rows: list[Row]) -> list[str]:

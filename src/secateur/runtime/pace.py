@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from secateur.runtime.decode import Decoder, tokens
+from secateur.runtime.decode import OURS, Decoder
+from secateur.runtime.sample import GREEDY, choose
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ def pace(
     prompt: int = 128,
     count: int = 32,
     repeats: int = 3,
+    reread: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Pace:
     """Write `count` tokens after a prompt of as many as asked, `repeats` times after once to warm up.
 
-    Both are shortened where the model has fewer positions. `clock` gives seconds.
+    Both are shortened where the model has fewer positions. `clock` gives seconds. Without `reread` the prompt is read
+    once, where the decoder can go back to its end, and its time is that of the first reading.
 
     Raises:
         Unsupported: no causal language model with a cache.   BadInput: one in training mode.
@@ -49,23 +53,22 @@ def pace(
         prompt = max(1, min(prompt, decoder.positions - count - 1))
         count = min(count, decoder.positions - prompt - 1)
     ids = [(37 * at + 11) % decoder.vocabulary for at in range(prompt)]
-    reads, writes = [], []
+    decoder.check(ids, count + 1)
+    random = torch.Generator()
+    reads, writes, first = [], [], 0
     for turn in range(repeats + 1):
-        read, write = _once(decoder, ids, count, clock)
-        if turn:
-            reads.append(read)
-            writes.append(write)
+        if reread or not turn or decoder.way not in OURS:
+            start = clock()
+            logits = decoder.read(ids, prompt + count + 1)
+            assert logits is not None  # nobody cancels it
+            first = choose(logits, GREEDY, random)
+            reads.append(clock() - start)
+        decoder.length = prompt
+        token, start = first, clock()
+        for _ in range(count):
+            token = choose(decoder.step(token), GREEDY, random)
+        writes.append((clock() - start) / count)
+    writes = writes[1:]
     middle = statistics.median(writes)
-    return Pace(statistics.median(reads), middle, prompt, (max(writes) - min(writes)) / middle, decoder.way)
-
-
-def _once(
-    decoder: Decoder, ids: Sequence[int], count: int, clock: Callable[[], float]
-) -> tuple[float, float]:
-    start = clock()
-    told = tokens(decoder, ids, max_tokens=count + 1)
-    next(told)
-    first = clock()
-    for _ in told:
-        pass
-    return first - start, (clock() - first) / count
+    spread = (max(writes) - min(writes)) / middle
+    return Pace(statistics.median(reads[1:] or reads), middle, prompt, spread, decoder.way)
