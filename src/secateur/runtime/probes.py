@@ -90,7 +90,7 @@ def probes(
         if case.channels and layer.inner == "columns":
             columns = round(columns * (1 - case.channels) / 32) * 32
         probed = rows if rows * columns <= LIMIT else max(16, LIMIT // columns // 16 * 16)
-        weight = random[: probed * columns].view(probed, columns)
+        weight = random[: probed * columns].view(probed, columns).clone()  # what is copied is this one's
         module, size = _module(case, layer, weight, dtype)
         made.append(module)
         sizes.append(size)
@@ -114,7 +114,7 @@ def _module(case: Case, layer: Layer, weight: Tensor, dtype: torch.dtype) -> tup
     kind = case.kind if case.kind == "torch" or (layer.cut and case.sparsity) else case.uncut
     if kind == "torch":
         made = nn.Linear(columns, rows, bias=False).requires_grad_(False)
-        made.weight.data = weight.to(dtype, copy=True)
+        made.weight.data = weight.to(dtype)
         return made.eval(), made.weight.nbytes
     mask = _mask(kind, weight, case.sparsity)
     packed = packed_as(weight, mask, kind=kind, values=case.values, group=group_of(case.values, None))
