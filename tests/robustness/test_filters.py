@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from secateur.robustness import filters
@@ -87,6 +87,7 @@ def test_linear_taps_read_a_ramp_at_pixel_centres(size: int, wanted: int) -> Non
 
 
 @given(size=st.integers(1, 60), wanted=st.integers(1, 60))
+@example(size=2, wanted=49)  # the 25th pixel's centre is the border between the two
 def test_box_taps_are_means_of_what_lies_inside(size: int, wanted: int) -> None:
     index, weight = filters.box_taps(size, wanted)
     assert index.min() >= 0 and index.max() < size
@@ -98,7 +99,9 @@ def test_box_taps_are_means_of_what_lies_inside(size: int, wanted: int) -> None:
         assert np.allclose((index * weight).sum(0), means)
 
 
-@pytest.mark.parametrize(("size", "wanted"), [(32, 30), (32, 20), (224, 56), (224, 67), (9, 4), (4, 9)])
+@pytest.mark.parametrize(
+    ("size", "wanted"), [(32, 30), (32, 20), (224, 56), (224, 67), (9, 4), (4, 9), (2, 49)]
+)
 def test_box_equals_pillow(size: int, wanted: int) -> None:
     needs_pillow()
     from PIL import Image

@@ -140,16 +140,18 @@ def box_taps(size: int, wanted: int) -> tuple[Array, Array]:
     """Resize by a box filter: each new pixel is the plain mean of the old ones whose centre it covers."""
     scale = size / wanted
     support = max(scale, 1.0) / 2
-    rows: list[range] = []
+    rows: list[list[int]] = []
     for i in range(wanted):
         centre = (i + 0.5) * scale
         low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), size)
-        rows.append(range(low, high) or range(min(low, size - 1), min(low, size - 1) + 1))
+        # a border that falls on a pixel's centre is rounded to either side above
+        covered = [at for at in range(low, high) if -support < at + 0.5 - centre <= support]
+        rows.append(covered or [min(low, size - 1)])
     most = max(len(row) for row in rows)
     index = np.zeros((most, wanted), np.int64)
     weight = np.zeros((most, wanted))
     for i, row in enumerate(rows):
-        index[: len(row), i], weight[: len(row), i] = list(row), 1 / len(row)
+        index[: len(row), i], weight[: len(row), i] = row, 1 / len(row)
     return index, weight
 
 
