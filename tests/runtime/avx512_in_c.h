@@ -32,11 +32,11 @@ typedef union {
 #define OVER(n) for (int i = 0; i < (n); i++)
 #define FUNCTION static __attribute__((noinline, unused)) /* inlined, they make a file of megabytes and minutes */
 /* name(ARGUMENTS): `each` for each of n lanes of the answer o, which is member `what` of it. */
-#define EACH(type, what, name, n, each, ...)   \
-    FUNCTION type in_c_##name(__VA_ARGS__) {   \
-        lanes o;                               \
-        OVER(n) each;                          \
-        return o.what;                         \
+#define EACH(type, what, name, n, each, ...)  \
+    FUNCTION type in_c_##name(__VA_ARGS__) {  \
+        lanes o;                              \
+        OVER(n) each;                         \
+        return o.what;                        \
     }
 #define LANES(v) ((lanes){.i = (__m512i)(v)})
 
@@ -140,18 +140,18 @@ EACH(__m512i, i, unpacklo_epi64, 8, o.u64[i] = LANES(i & 1 ? b : a).u64[i / 2 * 
 EACH(__m512i, i, unpackhi_epi64, 8, o.u64[i] = LANES(i & 1 ? b : a).u64[i / 2 * 2 + 1], __m512i a, __m512i b)
 
 /* Expand: the next of v's first lanes where a bit is set.  Compress: those lanes together, at the front. */
-#define EXPAND(type, n, of)                                                                     \
-    FUNCTION __m512i in_c_mask_expand_##type(__m512i to, uint64_t bits, __m512i v) {            \
-        lanes o = LANES(to), all = LANES(v);                                                          \
-        for (int i = 0, k = 0; i < (n); i++)                                                    \
-            if (bits >> i & 1) o.of[i] = all.of[k++];                                           \
-        return o.i;                                                                             \
-    }                                                                                           \
-    FUNCTION __m512i in_c_mask_compress_##type(__m512i to, uint64_t bits, __m512i v) {          \
-        lanes o = LANES(to), all = LANES(v);                                                          \
-        for (int i = 0, k = 0; i < (n); i++)                                                    \
-            if (bits >> i & 1) o.of[k++] = all.of[i];                                           \
-        return o.i;                                                                             \
+#define EXPAND(type, n, of)                                                             \
+    FUNCTION __m512i in_c_mask_expand_##type(__m512i to, uint64_t bits, __m512i v) {    \
+        lanes o = LANES(to), all = LANES(v);                                            \
+        for (int i = 0, k = 0; i < (n); i++)                                            \
+            if (bits >> i & 1) o.of[i] = all.of[k++];                                   \
+        return o.i;                                                                     \
+    }                                                                                   \
+    FUNCTION __m512i in_c_mask_compress_##type(__m512i to, uint64_t bits, __m512i v) {  \
+        lanes o = LANES(to), all = LANES(v);                                            \
+        for (int i = 0, k = 0; i < (n); i++)                                            \
+            if (bits >> i & 1) o.of[k++] = all.of[i];                                   \
+        return o.i;                                                                     \
     }
 EXPAND(epi8, 64, u8)
 EXPAND(epi16, 32, u16)

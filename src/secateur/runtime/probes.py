@@ -90,7 +90,8 @@ def probes(
         if case.channels and layer.inner == "columns":
             columns = round(columns * (1 - case.channels) / 32) * 32
         probed = rows if rows * columns <= LIMIT else max(16, LIMIT // columns // 16 * 16)
-        weight = random[: probed * columns].view(probed, columns).clone()  # what is copied is this one's
+        # of its own: modules are copied, and a copy of a view takes along all that it is a view of
+        weight = random[: probed * columns].view(probed, columns).clone()
         module, size = _module(case, layer, weight, dtype)
         made.append(module)
         sizes.append(size)
